@@ -1,0 +1,29 @@
+# Everything runs in .venv, which each target makes if it is missing or outdated.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two cores: more OpenMP threads than cores are many times slower than too few.
+export OMP_NUM_THREADS ?= $(shell nproc)
+export HF_HUB_OFFLINE := 1
+
+.PHONY: setup quickstart test test-slow lint clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+quickstart: setup  ## synthesise a corpus, train, score: about ten minutes on two cores
+	PATH=$(CURDIR)/$(BIN):$$PATH bash tools/quickstart.sh
+
+test: setup  ## the fast tests, then the slow ones
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m slow
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+clean:
+	rm -rf .venv results

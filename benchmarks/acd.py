@@ -1,0 +1,169 @@
+"""Acoustic contrastive distillation: one matrix product and a mask, against gathering.
+
+    python benchmarks/acd.py --out acd.md
+
+`gather` is the way of the authors' code (github.com/MingLunHan/CIF-HieraDist): copy the
+N x K x H states of the negatives, normalise the copy, multiply it with the anchors.
+It needs about 5 GB and a minute; Linux only, because of the peak memory.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+from cif_lobes.losses import contrastive_distillation
+
+TEMPERATURE = 0.02
+
+# Large blocks stay with the process: otherwise page faults decide the timing.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**40),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
+
+
+def masked(student, teacher, num_negatives):
+    return contrastive_distillation(student, teacher, TEMPERATURE, num_negatives).loss
+
+
+def gather(student, teacher, num_negatives):
+    num_tokens = len(student)
+    drawn = torch.multinomial(torch.ones(num_tokens, num_tokens), num_negatives)
+    negatives = F.normalize(teacher[drawn], dim=-1, eps=1e-6)
+    student = F.normalize(student, dim=-1, eps=1e-6)
+    teacher = F.normalize(teacher, dim=-1, eps=1e-6)
+    positive = (student * teacher).sum(-1, keepdim=True)
+    negative = (student.unsqueeze(1) @ negatives.transpose(1, 2)).squeeze(1)
+    own = torch.arange(num_tokens).unsqueeze(1)
+    logits = torch.cat([positive, negative.masked_fill(drawn == own, -1e9)], dim=1)
+    labels = torch.zeros(num_tokens, dtype=torch.long)
+    return F.cross_entropy(logits / TEMPERATURE, labels, reduction="sum")
+
+
+WAYS = {"masked": masked, "gather": gather}
+
+
+def step(way, states, num_negatives):
+    """Forward and backward; returns the loss in nats per token."""
+    student, teacher = states
+    student.grad = None
+    loss = WAYS[way](student, teacher, num_negatives)
+    loss.backward()
+    return loss.item() / len(student)
+
+
+def make_states(num_tokens, width):
+    """A student early in training: its cosine to the teacher is about 0.07."""
+    teacher = torch.randn(num_tokens, width)
+    student = teacher + 15 * torch.randn(num_tokens, width)
+    return student.requires_grad_(), teacher
+
+
+def measure_times(args):
+    """Seconds of each way in interleaved rounds: other load hits both alike."""
+    states = make_states(args.tokens, args.width)
+    losses = {way: step(way, states, args.negatives) for way in WAYS}
+    seconds = {way: [] for way in WAYS}
+    for _ in range(args.rounds):
+        for way in WAYS:
+            start = time.perf_counter()
+            step(way, states, args.negatives)
+            seconds[way].append(time.perf_counter() - start)
+    return {"seconds": seconds, "losses": losses}
+
+
+def measure_peak(args, way):
+    """Megabytes that one step adds to the process at its highest."""
+    states = make_states(args.tokens, args.width)
+    # Code that PyTorch loads on first use is no memory of the loss.
+    step(way, make_states(8, args.width), 4)
+    before = memory_status("VmRSS")
+    step(way, states, args.negatives)
+    return memory_status("VmHWM") - before
+
+
+def memory_status(key):
+    """An entry of this process's memory accounts, in MB."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith(key))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def in_subprocess(args, measure, environment=None):
+    """Run one measurement in a process of its own and return what it printed."""
+    sizes = [f"--{key}={getattr(args, key)}" for key in SIZES]
+    run = subprocess.run(
+        [sys.executable, __file__, *sizes, f"--measure={measure}"],
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return json.loads(run.stdout)
+
+
+def report(args):
+    times = in_subprocess(args, "times", KEEP_MEMORY)
+    peaks = {way: in_subprocess(args, way) for way in WAYS}
+    lines = [
+        f"N = {args.tokens} tokens, K = {args.negatives} negatives, H = {args.width}, "
+        f"float32, CPU, 1 thread, PyTorch {torch.__version__}, median of "
+        f"{args.rounds} interleaved rounds. Ratios to `masked`.",
+        "",
+        "| way | forward + backward, ms | ratio | peak memory, MB | ratio | nats/token |",
+        "|---|---|---|---|---|---|",
+    ]
+    seconds = times["seconds"]
+    for way in WAYS:
+        pairs = zip(seconds[way], seconds["masked"], strict=True)
+        lines.append(
+            f"| {way} | {1000 * statistics.median(seconds[way]):.1f} "
+            f"| {statistics.median(a / b for a, b in pairs):.1f} "
+            f"| {peaks[way]:.1f} | {peaks[way] / peaks['masked']:.1f} "
+            f"| {times['losses'][way]:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+SIZES = {
+    "tokens": (956, "target tokens of the batch (the published setting's average)"),
+    "negatives": (700, "negatives per token"),
+    "width": (768, "width of the teacher states"),
+    "rounds": (7, "timed rounds"),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, (default, text) in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=text)
+    parser.add_argument("--out", help="also write the table to this markdown file")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if args.measure == "times":
+        print(json.dumps(measure_times(args)))
+    elif args.measure:
+        print(json.dumps(measure_peak(args, args.measure)))
+    else:
+        table = report(args)
+        print(table, end="")
+        if args.out:
+            with open(args.out, "w") as file:
+                file.write(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""CIF speech recognition with hierarchical knowledge distillation, for SpeechBrain."""

@@ -1,0 +1,415 @@
+"""The command line of the recipes: ``python train.py hparams/x.yaml --key value``.
+
+A thin layer in front of ``speechbrain.parse_arguments``: ``--help`` in the yaml's
+order with the yaml's comments, errors that name the option, and overrides that arrive
+as typed. SpeechBrain and torch are imported only once all names and values are known
+to be there, so help and errors are immediate.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import itertools
+import json
+import math
+import os
+import re
+import runpy
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+# Run options that --help explains; the others are given by name only.
+MAIN_RUN_OPTIONS = """device precision eval_precision grad_accumulation_factor
+max_grad_norm skip_nonfinite_grads nonfinite_patience optimizer_step_limit
+ckpt_interval_minutes ckpt_interval_steps test_only debug debug_batches debug_epochs
+noprogressbar"""
+
+# Ending of the options that take several values: --jit_module_keys encoder decoder.
+LIST_OPTIONS = "_module_keys"
+
+# Around the text of "# --- section ---" or "# #### section ####".
+DECORATION = re.compile(r"^[\s#=*-]+|[\s#=*-]+$")
+
+# Tags of values that are written out in the yaml; any other "!" tag builds an object.
+VALUE_TAGS = ("!ref", "!copy", "!tuple", "!PLACEHOLDER")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One top-level entry of a HyperPyYAML file.
+
+    Arguments
+    ---------
+    key : str
+        Name of the setting.
+    value_text : str or None
+        Value as the file writes it, on one line; None for objects and mappings.
+    comment : str
+        The comment behind the value or right above the key.
+    section : str
+        The comment that opens its section, without decoration.
+    required : bool
+        Whether the value is ``!PLACEHOLDER``.
+    """
+
+    key: str
+    value_text: str | None
+    comment: str
+    section: str = ""
+    required: bool = False
+
+
+def parse(argv, default_yaml, description):
+    """Read a recipe's command line; answer ``--help`` and mistakes by exiting.
+
+    Mistakes exit with status 2. Under torchrun only rank 0 prints.
+
+    Arguments
+    ---------
+    argv : list of str
+        Arguments without the program's name: ``sys.argv[1:]``.
+    default_yaml : str or Path
+        Used when ``argv`` names no yaml; the yamls beside it are offered when the
+        named one does not exist.
+    description : str
+        What the program does, for ``--help``.
+
+    Returns
+    -------
+    hparams_file : str
+        Path of the yaml.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        For ``Brain(run_opts=run_opts)``.
+    overrides : str
+        YAML text for ``load_hyperpyyaml(stream, overrides)``. A run option that is
+        also a key of the yaml is in both, so that ``!ref`` values and the saved
+        ``hyperparams.yaml`` agree with what runs.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "cif.yaml")
+    >>> _ = path.write_text("lr: 3.0e-4  # peak learning rate")
+    >>> parse([str(path), "--lr=1e-3"], path, "Train CIF.")[2]
+    'lr: 1e-3'
+    """
+    run_options = _run_options()
+    positionals, options = _split(argv, run_options)
+    if len(positionals) > 1:
+        _fail(
+            f"one yaml expected, got {' and '.join(map(repr, positionals))}\n"
+            "An option takes one value, a switch such as --debug none; "
+            "quote lists and spaces: --key '[1, 2]'"
+        )
+    hparams_file = positionals[0] if positionals else str(default_yaml)
+    if not Path(hparams_file).is_file():
+        _fail_missing_file(hparams_file, Path(default_yaml).parent)
+    try:
+        settings = {f"--{s.key}": s for s in yaml_settings(hparams_file)}
+    except YAMLError as error:
+        _fail(f"{_shown(hparams_file)} is not valid YAML:\n{error}")
+
+    if "--help" in options:
+        text = _help_text(hparams_file, settings, run_options, description)
+        _say(text, sys.stdout)
+        sys.exit(0)
+
+    _check_options(options, settings, run_options, hparams_file)
+    run_argv, overrides = [hparams_file], []
+    for flag, values in options.items():
+        arity = _arity(flag, run_options)
+        if flag in run_options:
+            # Joined, because SpeechBrain looks for option names among single words.
+            joined = [f"{flag}={value}" for value in values]
+            run_argv += joined if arity == 1 else [flag, *values]
+        if flag in settings:
+            text = "true" if arity == 0 else json.dumps(values)
+            if arity == 1:
+                text = _as_yaml(flag, values[0], settings[flag])
+            overrides.append(f"{flag[2:]}: {text}")
+    return hparams_file, _speechbrain_run_opts(run_argv), "\n".join(overrides)
+
+
+def yaml_settings(path):
+    """Top-level settings of a HyperPyYAML file, in its order, with their comments.
+
+    A comment block after a blank line opens a section; comment lines right under
+    another setting belong to the setting below them.
+
+    Arguments
+    ---------
+    path : str or Path
+        The yaml. Nothing in it is built, so its objects need not be importable.
+
+    Returns
+    -------
+    settings : list of Setting
+
+    Raises
+    ------
+    ruamel.yaml.error.YAMLError
+        If the file is not valid YAML.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "cif.yaml")
+    >>> _ = path.write_text("lr: 3.0e-4  # peak learning rate")
+    >>> [(s.key, s.value_text, s.comment) for s in yaml_settings(path)]
+    [('lr', '3.0e-4', 'peak learning rate')]
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    lines = text.split("\n")
+    settings, section = [], ""
+    for key, value in _compose(text).value:
+        line = key.start_mark.line
+        start = _comment_start(lines, line)
+        above = " ".join(
+            filter(None, (DECORATION.sub("", x) for x in lines[start:line]))
+        )
+        if start == 0:  # the header of the file
+            above = ""
+        elif above and not lines[start - 1].strip():
+            section, above = above, ""
+        comment = f"{above} {_comment_behind(text, key, value)}".strip()
+        required = value.tag == "!PLACEHOLDER"
+        value_text = _value_text(text, value)
+        settings.append(Setting(key.value, value_text, comment, section, required))
+    return settings
+
+
+def _compose(text):
+    """Nodes of a YAML 1.2 text, the version in which HyperPyYAML reads overrides."""
+    return YAML(typ="safe", pure=True).compose(text)
+
+
+def _comment_start(lines, end):
+    """First of the comment lines that end right above line ``end``."""
+    while end > 0 and lines[end - 1].startswith("#"):
+        end -= 1
+    return end
+
+
+def _source(text, node):
+    return text[node.start_mark.index : node.end_mark.index]
+
+
+def _value_text(text, node):
+    """A value as written, on one line; None for mappings and objects."""
+    is_object = node.tag.startswith("!") and node.tag not in VALUE_TAGS
+    if is_object or node.id == "mapping":
+        return None
+    if node.id == "sequence":
+        items = [_value_text(text, item) for item in node.value]
+        return None if None in items else f"[{', '.join(items)}]"
+    return " ".join(_source(text, node).split()) or "null"
+
+
+def _comment_behind(text, key, value):
+    """Comment on the line of a setting and on the indented comment lines below it."""
+    # An empty value and a block end further down; their comment is behind the key.
+    inline = _source(text, value) and getattr(value, "flow_style", True)
+    end = (value if inline else key).end_mark.index
+    match = re.compile(r"[^#\n]*#(.*(?:\n[ \t]+#.*)*)").match(text, end)
+    return " ".join(re.sub(r"\n\s*#", " ", match[1]).split()) if match else ""
+
+
+def _header(path):
+    """The comment that opens a yaml, without its ``#``."""
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    key = next(i for i, line in enumerate(lines) if line.strip() and line[0] != "#")
+    # The block right above the first key is a section's, unless it is the only one.
+    header = "\n".join(lines[: _comment_start(lines, key) or key]).strip()
+    return re.sub(r"^# ?", "", header, flags=re.MULTILINE)
+
+
+def _run_options():
+    """Map from flag to Setting of SpeechBrain's command-line options."""
+    # The file is run by its path because "import speechbrain" loads torch.
+    folder = importlib.util.find_spec("speechbrain").submodule_search_locations[0]
+    module = runpy.run_path(os.path.join(folder, "utils", "run_opts.py"))
+    options, texts = {}, module["HELP_TEXTS"]
+    for name, default in module["RunOptions"]().as_dict().items():
+        if name in texts or name.endswith(LIST_OPTIONS):
+            value = "switch" if default is False else json.dumps(default).strip('"')
+            options[f"--{name}"] = Setting(name, value, texts.get(name, ""))
+    return options
+
+
+def _arity(flag, run_options):
+    """How many values an option takes."""
+    if flag in run_options and run_options[flag].value_text == "switch":
+        return 0
+    return math.inf if flag.endswith(LIST_OPTIONS) else 1
+
+
+def _split(argv, run_options):
+    """Split ``argv`` into positionals and a map from flag to its list of values."""
+    positionals, options, flag, room = [], {}, None, 0
+    for word in argv:
+        if word in ("-h", "--help"):
+            options["--help"] = []
+        elif word.startswith("--") or (word.startswith("-") and not room):
+            flag, equals, value = word.partition("=")
+            options[flag] = [value] if equals else []
+            room = _arity(flag, run_options) - len(options[flag])
+        elif room > 0:
+            options[flag].append(word)
+            room -= 1
+        else:
+            positionals.append(word)
+    return positionals, options
+
+
+def _check_options(options, settings, run_options, hparams_file):
+    """Unknown options, then missing values, then ``!PLACEHOLDER`` left open."""
+    known = {**run_options, **settings}
+    command = f"python {sys.argv[0]} {_shown(hparams_file)}"
+    names = [setting.key for setting in known.values()]
+    unknown = ""
+    for flag in (flag for flag in options if flag not in known):
+        name = flag.lstrip("-").replace("-", "_")
+        close = difflib.get_close_matches(name, names, n=1)
+        guess = f"did you mean --{close[0]}?" if close else "nothing is similar"
+        unknown += f"unknown option {flag}: {guess}\n"
+    if unknown:
+        _fail(f"{unknown}List all: {command} --help")
+
+    for flag, values in options.items():
+        arity = _arity(flag, run_options)
+        if arity == 0 and values:
+            _fail(f"{flag} is a switch: write it without '={values[0]}'")
+        if arity == 1 and not any(values):
+            got = "an empty one (unset shell variable?)" if values else "none"
+            _fail(
+                f"{flag} needs a value and got {got}\n"
+                f"  {flag}  {known[flag].comment}  [{_shown(hparams_file)}]\n"
+                f"An empty string is written {flag} \"''\""
+            )
+
+    missing = [f for f, s in settings.items() if s.required and f not in options]
+    if missing:
+        rows = "".join(f"  {flag}  {settings[flag].comment}\n" for flag in missing)
+        values = "".join(f" {flag} VALUE" for flag in missing)
+        _fail(
+            f"{_shown(hparams_file)} leaves open (!PLACEHOLDER)\n{rows}"
+            f"Run: {command}{values}"
+        )
+
+
+def _as_yaml(flag, word, setting):
+    """A word of the command line as YAML, quoted where YAML would read it otherwise."""
+    word = word.strip()
+    starts_yaml = word.startswith(("[", "{", "!", "'", '"'))
+    try:
+        node = _compose(word)
+    except YAMLError as error:
+        if word[0] in "[{":
+            _fail(
+                f"{flag} {word}: not valid YAML ({error.problem}).\n"
+                f"Quote lists and spaces for the shell: {flag} '[1, 2]'"
+            )
+        node = None
+    # "no" and "off" are strings in YAML 1.2, and a string counts as true.
+    is_bool = node is not None and node.tag == "tag:yaml.org,2002:bool"
+    wants_bool = str(setting.value_text).lower() in ("true", "false")
+    if wants_bool and not is_bool and not starts_yaml:
+        _fail(f"{flag} {word}: true or false expected, as {setting.value_text}")
+    if node is not None and (starts_yaml or node.value == word):
+        return word.replace("\n", " ")
+    # "a: b", "a #b", "- a", "*.wav": plain words here, something else in YAML.
+    return json.dumps(word, ensure_ascii=False)
+
+
+def _speechbrain_run_opts(run_argv):
+    """What ``speechbrain.parse_arguments`` makes of the run options."""
+    import speechbrain as sb
+
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            _, run_opts, _ = sb.parse_arguments(run_argv)
+    except SystemExit:
+        _fail(stderr.getvalue().rpartition("error: ")[2].strip())
+    # SpeechBrain 1.1 leaves this one a string, then compares it with an integer.
+    limit = run_opts.optimizer_step_limit
+    return replace(run_opts, optimizer_step_limit=limit and int(limit))
+
+
+def _help_text(hparams_file, settings, run_options, description):
+    """Usage, the yaml's header, its settings by section, SpeechBrain's run options."""
+    width = min(max(shutil.get_terminal_size().columns, 80), 100)
+    sections = {}
+    for flag, setting in settings.items():
+        if setting.value_text is not None and not flag.startswith("--__"):
+            sections.setdefault(setting.section, []).append(setting)
+    only_run = [option for flag, option in run_options.items() if flag not in settings]
+    main = [option for option in only_run if option.key in MAIN_RUN_OPTIONS.split()]
+    others = ", ".join(f"--{option.key}" for option in only_run if option not in main)
+    legend = "A value is YAML: 1e-3, true, null, '[1, 2]'. "
+    legend += "A default with <name> in it follows that setting."
+    parts = [
+        f"usage: python {sys.argv[0]} [HPARAMS.yaml] [--key VALUE | --key=VALUE ...]",
+        textwrap.dedent(description).strip(),
+        f"{_shown(hparams_file)}:",
+        textwrap.indent(_header(hparams_file), "  "),
+        textwrap.fill(legend, width),
+        *_tables(sections, width),
+        *_tables({"Run options of SpeechBrain": main}, width),
+        textwrap.fill(f"Also of SpeechBrain: {others}", width),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _tables(sections, width):
+    """A heading and a row per setting for each section, aligned throughout."""
+    rows = {}
+    for setting in itertools.chain(*sections.values()):
+        value = re.sub(r"!(ref|copy) ", "", setting.value_text)
+        rows[setting] = f"  --{setting.key}", "required" if setting.required else value
+    flag_width = min(max([0, *(len(flag) for flag, _ in rows.values())]), 28)
+    value_width = min(max([0, *(len(value) for _, value in rows.values())]), 20)
+    column = flag_width + value_width + 4
+    for heading, settings in sections.items():
+        lines = textwrap.wrap(heading, width)
+        for setting in settings:
+            flag, value = rows[setting]
+            left = f"{flag:<{flag_width}}  {value}"
+            comment = textwrap.wrap(setting.comment, width - column) or [""]
+            if len(left) + 2 <= column:
+                left = left.ljust(column) + comment.pop(0)
+            lines += [left.rstrip(), *(" " * column + line for line in comment)]
+        yield "\n".join(lines)
+
+
+def _fail_missing_file(hparams_file, folder):
+    yamls = sorted(folder.glob("*.yaml"))
+    names = [path.name for path in yamls]
+    close = difflib.get_close_matches(Path(hparams_file).name, names, n=1)
+    guess = f": did you mean {_shown(folder / close[0])}?" if close else ""
+    listing = "\n".join(f"  {_shown(path)}" for path in yamls)
+    _fail(f"no such file {hparams_file}{guess}\nThere are\n{listing}")
+
+
+def _shown(path):
+    """A path as a user would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _say(message, file):
+    """Print, under torchrun on rank 0 only."""
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+        print(message, file=file)
+
+
+def _fail(message):
+    _say(f"{Path(sys.argv[0]).name}: {message}", sys.stderr)
+    sys.exit(2)

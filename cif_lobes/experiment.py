@@ -1,0 +1,193 @@
+"""A run from its yaml to its figures: what every train.py of a CIF recipe does."""
+
+import logging
+import os
+import pathlib
+import shlex
+import sys
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    if_main_process,
+    run_on_main,
+)
+
+from cif_lobes.brain import CIFBrain
+from cif_lobes.dataio import (
+    check_lengths,
+    eval_loader_options,
+    make_dataset,
+    train_loader_options,
+)
+from cif_lobes.manifest import prepare_own_data, read_manifest
+from cif_lobes.run_record import RunRecord
+from cif_lobes.scoring import ErrorRate
+
+logger = logging.getLogger(__name__)
+
+
+def run(hparams_file, run_opts, overrides, prepare):
+    """Prepare the data, train, and score the test sets.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The recipe's yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Settings of the command line.
+    prepare : callable
+        From the loaded yaml: writes the manifests train_csv, valid_csv, test_csv name.
+        Not called with `skip_prep`.
+
+    Returns
+    -------
+    dict
+        Summary of each test set, by name.
+    """
+    ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    run_on_main(_prepare_data, args=[hparams, prepare])
+    manifests = manifest_paths(hparams)
+    tokenizer = hparams["tokenizer"]
+    run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
+    datasets = {
+        name: make_dataset(path, tokenizer, hparams["sample_rate"])
+        for name, path in manifests.items()
+    }
+    brain = make_brain(hparams, run_opts)
+    record = hparams["record"]
+    parameters = sum(p.numel() for p in hparams["model"].parameters())
+    record.start(hparams_file, hparams["seed"], parameters)
+    for name in ("train", "valid"):
+        run_on_main(check_lengths, args=[datasets[name], brain.count_frames, name])
+    _fit(brain, hparams, datasets)
+    tests = {n: d for n, d in datasets.items() if n != "train"}
+    return score(brain, hparams, tests)
+
+
+def make_brain(hparams, run_opts):
+    """The Brain of a loaded yaml; heads whose loss weighs nothing are left out."""
+    hparams["record"] = RunRecord(hparams["output_folder"])
+    modules = dict(hparams["modules"])
+    if not hparams["ctc_weight"]:
+        modules.pop("ctc_head", None)
+    hparams["model"] = torch.nn.ModuleDict(modules)
+    hparams["checkpointer"].add_recoverable("model", hparams["model"])
+    return CIFBrain(
+        modules=modules,
+        opt_class=hparams["optimizer"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+
+
+def score(brain, hparams, datasets, name_suffix="", **settings):
+    """Decode data sets with the averaged checkpoints and write down their figures.
+
+    Arguments
+    ---------
+    brain : CIFBrain
+    hparams : dict
+        The loaded yaml.
+    datasets : dict of str to DynamicItemDataset
+        By the name under which the figures are kept.
+    name_suffix : str
+        Told apart by this from other figures of the same set.
+    settings
+        How it was decoded, stored beside the figures.
+
+    Returns
+    -------
+    dict
+        Summary of each set, by name.
+    """
+    results = {}
+    for name, dataset in datasets.items():
+        options = eval_loader_options(
+            dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
+        )
+        brain.evaluate(dataset, test_loader_kwargs=options)
+        results[name] = brain.test_summary
+        key = name + name_suffix
+        if if_main_process():
+            path = pathlib.Path(hparams["output_folder"]) / f"errors_{key}.txt"
+            brain.error_rate.write(path)
+            print(f"{key}: {ErrorRate.describe(results[name])}; {path}", flush=True)
+        hparams["record"].result(key, results[name], **settings)
+    return results
+
+
+def _fit(brain, hparams, datasets):
+    """Train; on Ctrl-C say how to go on."""
+    train_options = train_loader_options(
+        datasets["train"],
+        hparams["batch_seconds"],
+        hparams["num_buckets"],
+        hparams["sorting"],
+        hparams["seed"],
+        hparams["num_workers"],
+    )
+    valid_options = eval_loader_options(
+        datasets["valid"], hparams["eval_batch_seconds"], hparams["num_workers"]
+    )
+    try:
+        brain.fit(
+            hparams["epoch_counter"],
+            datasets["train"],
+            datasets["valid"],
+            train_loader_kwargs=train_options,
+            valid_loader_kwargs=valid_options,
+        )
+    except KeyboardInterrupt:
+        command = shlex.join([sys.executable, *sys.argv])
+        sys.exit(
+            f"stopped; saved in {hparams['save_folder']}. Go on with:\n  {command}"
+        )
+
+
+def manifest_paths(hparams):
+    """The manifests of a run by the name of their split.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+
+    Returns
+    -------
+    dict of str to str
+        "train", "valid", and each test set under its file's name.
+    """
+    tests = {pathlib.Path(path).stem: path for path in hparams["test_csv"]}
+    paths = {"train": hparams["train_csv"], "valid": hparams["valid_csv"], **tests}
+    if not hparams["skip_prep"]:
+        return paths
+    # The user's own files are read through their checked copies.
+    return {name: os.path.join(hparams["save_folder"], f"{name}.csv") for name in paths}
+
+
+def _prepare_data(hparams, prepare):
+    """Write the manifests: the corpus's, or checked copies of the user's own csv."""
+    os.makedirs(hparams["save_folder"], exist_ok=True)
+    if not hparams["skip_prep"]:
+        prepare(hparams)
+        return
+    prepare_own_data(
+        {role: hparams[f"{role}_csv"] for role in ("train", "valid", "test")},
+        hparams["save_folder"],
+        hparams["language"],
+        max_rejected=hparams["max_rejected"],
+    )
+
+
+def _texts(manifest):
+    """Transcripts of a manifest."""
+    return (u.wrd for u in read_manifest(manifest))

@@ -1,0 +1,94 @@
+"""What the losses of a stage add up to, each with its weight and its share."""
+
+import torch
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+
+
+@register_checkpoint_hooks
+class Ledger:
+    """Sums of losses per token and of counts, over a stage and all its processes.
+
+    Example
+    -------
+    >>> ledger = Ledger()
+    >>> ledger.add({"ce": (1.0, torch.tensor(6.0)), "ctc": (0.5, torch.tensor(4.0))}, 4)
+    >>> ledger.count("accuracy", 3, 4)
+    >>> ledger.summary()["loss"], ledger.summary()["losses"]["ctc"]
+    (2.0, {'value': 1.0, 'weight': 0.5, 'share': 0.25})
+    >>> ledger.summary()["accuracy"]
+    0.75
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self):
+        """Forget everything."""
+        self.weights, self.sums, self.counts = {}, {}, {}
+        self.tokens = 0
+
+    def add(self, losses, tokens):
+        """Add the losses of a batch.
+
+        Arguments
+        ---------
+        losses : dict of str to (float, torch.Tensor)
+            Weight and sum over the batch of each term.
+        tokens : int
+            Target tokens of the batch.
+        """
+        self.tokens += tokens
+        for name, (weight, loss) in losses.items():
+            self.weights[name] = weight
+            # Stays on its device: reading it here would wait for the GPU.
+            self.sums[name] = self.sums.get(name, 0.0) + loss.detach().double()
+
+    def count(self, name, amount, out_of):
+        """Add to a ratio such as correct tokens out of all."""
+        a, b = self.counts.get(name, (0, 0))
+        self.counts[name] = a + amount, b + out_of
+
+    def reduce(self, device):
+        """Add up over the processes of a distributed run."""
+        if not torch.distributed.is_initialized():
+            return
+        numbers = [float(s) for s in self.sums.values()]
+        numbers += [float(n) for pair in self.counts.values() for n in pair]
+        total = torch.tensor(numbers + [float(self.tokens)], device=device).double()
+        torch.distributed.all_reduce(total)
+        *numbers, self.tokens = total.tolist()
+        self.sums = dict(zip(self.sums, numbers, strict=False))
+        pairs = numbers[len(self.sums) :]
+        self.counts = dict(
+            zip(self.counts, zip(pairs[::2], pairs[1::2], strict=True), strict=True)
+        )
+
+    def summary(self):
+        """Loss per token, its terms (value, weight, share) and the ratios, as floats."""
+        tokens = max(1, self.tokens)
+        values = {name: float(total) / tokens for name, total in self.sums.items()}
+        loss = sum(self.weights[name] * value for name, value in values.items())
+        losses = {
+            name: {
+                "value": value,
+                "weight": self.weights[name],
+                "share": self.weights[name] * value / loss if loss else 0.0,
+            }
+            for name, value in values.items()
+        }
+        ratios = {name: a / max(1, b) for name, (a, b) in self.counts.items()}
+        return {"loss": loss, "losses": losses, **ratios}
+
+    @mark_as_saver
+    def _save(self, path):
+        sums = {name: float(total) for name, total in self.sums.items()}
+        torch.save([self.weights, sums, self.counts, self.tokens], path)
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch):
+        if not end_of_epoch:
+            self.weights, self.sums, self.counts, self.tokens = torch.load(path)

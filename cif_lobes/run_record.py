@@ -1,0 +1,167 @@
+"""What a run folder says about itself: run.json and one line per epoch.
+
+run.json holds everything needed to replay a run and to trust its figures: the settings,
+the command, the commit, the seed, the hardware, the size of the network, the results.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+import torch
+from speechbrain.utils.distributed import main_process_only
+
+from cif_lobes.scoring import ErrorRate
+
+
+def hardware():
+    """The machine in words.
+
+    Returns
+    -------
+    str
+        For instance "2x AMD EPYC" or "1x NVIDIA H200".
+    """
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{os.cpu_count()}x {name}, {torch.get_num_threads()} threads"
+
+
+def commit():
+    """Commit of the code that runs, "+" behind it if files differ from it."""
+    here = pathlib.Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "--short=12", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # installed without its repository
+    return head + ("+" if changed else "")
+
+
+def _git(folder, *arguments):
+    """Output of a git command."""
+    return subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+
+
+class RunRecord:
+    """run.json and epochs.jsonl of a run folder.
+
+    Arguments
+    ---------
+    folder : str
+        The run's output folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        By `load`, if the folder holds no run.
+    """
+
+    def __init__(self, folder):
+        self.path = pathlib.Path(folder) / "run.json"
+        self.epochs_path = pathlib.Path(folder) / "epochs.jsonl"
+
+    @main_process_only
+    def start(self, hparams_file, seed, parameters):
+        """Describe the run; a resumed run keeps its results and adds its command."""
+        record = json.loads(self.path.read_text()) if self.path.exists() else {}
+        command = " ".join([os.path.basename(sys.executable), *sys.argv])
+        record["yaml"] = os.path.relpath(hparams_file)
+        record.setdefault("commands", [])
+        if command not in record["commands"]:
+            record["commands"].append(command)
+        record.update(
+            commit=commit(),
+            seed=seed,
+            hardware=hardware(),
+            processes=int(os.environ.get("WORLD_SIZE", 1)),
+            parameters=parameters,
+            versions={"python": platform.python_version(), "torch": torch.__version__},
+        )
+        record.setdefault("started", time.strftime("%Y-%m-%d %H:%M:%S"))
+        record.setdefault("results", {})
+        _write_atomically(self.path, record)
+
+    @main_process_only
+    def result(self, name, summary, **settings):
+        """Store the figures of a test set and how they were decoded."""
+        record = self.load()
+        record["results"][name] = {**summary, **settings}
+        _write_atomically(self.path, record)
+
+    @main_process_only
+    def epoch(self, number, of, learning_rate, updates, train, valid):
+        """Append an epoch's figures and print them with the time that is left."""
+        earlier = [e for e in self.epochs() if e["epoch"] < number]
+        row = {
+            "epoch": number,
+            "updates": updates,
+            "learning_rate": learning_rate,
+            "seconds": train["seconds"] + valid["seconds"],
+            "train": train,
+            "valid": valid,
+        }
+        # An epoch that is trained again, after a resume, replaces its former line.
+        rows = [json.dumps(r) for r in [*earlier, row]]
+        self.epochs_path.write_text("\n".join(rows) + "\n")
+        left = (of - number) * row["seconds"]
+        print(
+            f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
+            f"{_terms('train', train)}  {_terms('valid', valid)}  "
+            f"{ErrorRate.describe(valid)}  accuracy {valid['accuracy']:.3f}  "
+            f"quantity error {valid['quantity_error']:.2f} tokens  "
+            f"{row['seconds']:.0f} s, {_clock(left)} left",
+            flush=True,
+        )
+
+    def epochs(self):
+        """All epochs so far, as a list of dicts."""
+        if not self.epochs_path.exists():
+            return []
+        return [json.loads(line) for line in self.epochs_path.read_text().splitlines()]
+
+    def load(self):
+        """The content of run.json."""
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"{self.path.parent} is not a run folder: no run.json"
+            )
+        return json.loads(self.path.read_text())
+
+
+def _terms(stage, summary):
+    """Loss of a stage as the sum of its weighted terms."""
+    terms = " + ".join(
+        f"{term['weight']:g} x {name} {term['value']:.3f} ({term['share']:.0%})"
+        for name, term in summary["losses"].items()
+    )
+    return f"{stage} {summary['loss']:.3f} = {terms}"
+
+
+def _clock(seconds):
+    """Hours and minutes."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _write_atomically(path, record):
+    """A reader sees the old record or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,29 @@
+"""Train a CIF recogniser on AISHELL-1, or on your own Mandarin csv files, and score it.
+
+python recipes/AISHELL-1/train.py recipes/AISHELL-1/hparams/cif.yaml --data_folder DIR
+"""
+
+import pathlib
+import sys
+
+from cif_lobes.cli import parse
+
+
+def prepare(hparams):
+    """Write the corpus's manifests."""
+    from aishell_prepare import prepare_aishell
+
+    prepare_aishell(
+        hparams["data_folder"],
+        hparams["manifest_folder"],
+        max_rejected=hparams["max_rejected"],
+    )
+
+
+if __name__ == "__main__":
+    default_yaml = pathlib.Path(__file__).parent / "hparams" / "cif.yaml"
+    arguments = parse(sys.argv[1:], default_yaml, __doc__)
+
+    from cif_lobes.experiment import run
+
+    run(*arguments, prepare)
