@@ -117,7 +117,7 @@ def report(args):
         f"float32, CPU, 1 thread, PyTorch {torch.__version__}, median of "
         f"{args.rounds} interleaved rounds. Ratios to `masked`.",
         "",
-        "| way | forward + backward, ms | ratio | peak memory, MB | ratio | nats/token |",
+        "| way | forward + backward, ms | ratio | peak MB | ratio | nats/token |",
         "|---|---|---|---|---|---|",
     ]
     seconds = times["seconds"]

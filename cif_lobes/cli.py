@@ -27,9 +27,8 @@ from ruamel.yaml.error import YAMLError
 
 # Run options that --help explains; the others are given by name only.
 MAIN_RUN_OPTIONS = """device precision eval_precision grad_accumulation_factor
-max_grad_norm skip_nonfinite_grads nonfinite_patience optimizer_step_limit
-ckpt_interval_minutes ckpt_interval_steps test_only debug debug_batches debug_epochs
-noprogressbar"""
+max_grad_norm skip_nonfinite_grads optimizer_step_limit ckpt_interval_minutes
+ckpt_interval_steps test_only debug debug_batches debug_epochs noprogressbar"""
 
 # Ending of the options that take several values: --jit_module_keys encoder decoder.
 LIST_OPTIONS = "_module_keys"
@@ -43,27 +42,13 @@ VALUE_TAGS = ("!ref", "!copy", "!tuple", "!PLACEHOLDER")
 
 @dataclass(frozen=True)
 class Setting:
-    """One top-level entry of a HyperPyYAML file.
-
-    Arguments
-    ---------
-    key : str
-        Name of the setting.
-    value_text : str or None
-        Value as the file writes it, on one line; None for objects and mappings.
-    comment : str
-        The comment behind the value or right above the key.
-    section : str
-        The comment that opens its section, without decoration.
-    required : bool
-        Whether the value is ``!PLACEHOLDER``.
-    """
+    """One top-level entry of a HyperPyYAML file."""
 
     key: str
-    value_text: str | None
-    comment: str
-    section: str = ""
-    required: bool = False
+    value_text: str | None  # as written, on one line; None for objects and mappings
+    comment: str  # behind the value, or right above the key
+    section: str = ""  # the comment that opens its section, without decoration
+    required: bool = False  # the value is !PLACEHOLDER
 
 
 def parse(argv, default_yaml, description):
@@ -117,8 +102,7 @@ def parse(argv, default_yaml, description):
         _fail(f"{_shown(hparams_file)} is not valid YAML:\n{error}")
 
     if "--help" in options:
-        text = _help_text(hparams_file, settings, run_options, description)
-        _say(text, sys.stdout)
+        _say(_help_text(hparams_file, settings, run_options, description), sys.stdout)
         sys.exit(0)
 
     _check_options(options, settings, run_options, hparams_file)
@@ -130,9 +114,10 @@ def parse(argv, default_yaml, description):
             joined = [f"{flag}={value}" for value in values]
             run_argv += joined if arity == 1 else [flag, *values]
         if flag in settings:
-            text = "true" if arity == 0 else json.dumps(values)
             if arity == 1:
                 text = _as_yaml(flag, values[0], settings[flag])
+            else:
+                text = "true" if arity == 0 else json.dumps(values)
             overrides.append(f"{flag[2:]}: {text}")
     return hparams_file, _speechbrain_run_opts(run_argv), "\n".join(overrides)
 
@@ -171,9 +156,7 @@ def yaml_settings(path):
     for key, value in _compose(text).value:
         line = key.start_mark.line
         start = _comment_start(lines, line)
-        above = " ".join(
-            filter(None, (DECORATION.sub("", x) for x in lines[start:line]))
-        )
+        above = " ".join(DECORATION.sub("", x) for x in lines[start:line]).strip()
         if start == 0:  # the header of the file
             above = ""
         elif above and not lines[start - 1].strip():
@@ -203,8 +186,7 @@ def _source(text, node):
 
 def _value_text(text, node):
     """A value as written, on one line; None for mappings and objects."""
-    is_object = node.tag.startswith("!") and node.tag not in VALUE_TAGS
-    if is_object or node.id == "mapping":
+    if node.id == "mapping" or node.tag[0] == "!" and node.tag not in VALUE_TAGS:
         return None
     if node.id == "sequence":
         items = [_value_text(text, item) for item in node.value]
@@ -297,11 +279,9 @@ def _check_options(options, settings, run_options, hparams_file):
     missing = [f for f, s in settings.items() if s.required and f not in options]
     if missing:
         rows = "".join(f"  {flag}  {settings[flag].comment}\n" for flag in missing)
-        values = "".join(f" {flag} VALUE" for flag in missing)
-        _fail(
-            f"{_shown(hparams_file)} leaves open (!PLACEHOLDER)\n{rows}"
-            f"Run: {command}{values}"
-        )
+        values = " ".join(f"{flag} VALUE" for flag in missing)
+        file = _shown(hparams_file)
+        _fail(f"{file} leaves open (!PLACEHOLDER)\n{rows}Add {values}")
 
 
 def _as_yaml(flag, word, setting):
@@ -353,14 +333,12 @@ def _help_text(hparams_file, settings, run_options, description):
     only_run = [option for flag, option in run_options.items() if flag not in settings]
     main = [option for option in only_run if option.key in MAIN_RUN_OPTIONS.split()]
     others = ", ".join(f"--{option.key}" for option in only_run if option not in main)
-    legend = "A value is YAML: 1e-3, true, null, '[1, 2]'. "
-    legend += "A default with <name> in it follows that setting."
     parts = [
-        f"usage: python {sys.argv[0]} [HPARAMS.yaml] [--key VALUE | --key=VALUE ...]",
+        f"usage: python {sys.argv[0]} [HPARAMS.yaml] [--key VALUE ...]",
         textwrap.dedent(description).strip(),
         f"{_shown(hparams_file)}:",
         textwrap.indent(_header(hparams_file), "  "),
-        textwrap.fill(legend, width),
+        "Values are YAML: 1e-3, true, null, '[1, 2]'. <name> stands for that setting.",
         *_tables(sections, width),
         *_tables({"Run options of SpeechBrain": main}, width),
         textwrap.fill(f"Also of SpeechBrain: {others}", width),
@@ -375,17 +353,22 @@ def _tables(sections, width):
         value = re.sub(r"!(ref|copy) ", "", setting.value_text)
         rows[setting] = f"  --{setting.key}", "required" if setting.required else value
     flag_width = min(max([0, *(len(flag) for flag, _ in rows.values())]), 28)
-    value_width = min(max([0, *(len(value) for _, value in rows.values())]), 20)
+    # A longer value, a path mostly, has its comment on the next line.
+    value_width = max([0, *(len(v) for _, v in rows.values() if len(v) <= 14)])
     column = flag_width + value_width + 4
+    indent = " " * (flag_width + 2)
+    wrapper = textwrap.TextWrapper(
+        width, indent, indent, break_long_words=False, break_on_hyphens=False
+    )
     for heading, settings in sections.items():
         lines = textwrap.wrap(heading, width)
         for setting in settings:
             flag, value = rows[setting]
-            left = f"{flag:<{flag_width}}  {value}"
-            comment = textwrap.wrap(setting.comment, width - column) or [""]
-            if len(left) + 2 <= column:
+            left = f"{flag:<{flag_width}}  {wrapper.fill(value).strip()}"
+            comment = textwrap.wrap(setting.comment, width - column)
+            if len(left) + 2 <= column and comment:
                 left = left.ljust(column) + comment.pop(0)
-            lines += [left.rstrip(), *(" " * column + line for line in comment)]
+            lines += [left, *(" " * column + line for line in comment)]
         yield "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import shlex
+import shutil
 import sys
 
 import speechbrain as sb
@@ -57,6 +58,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     manifests = manifest_paths(hparams)
     tokenizer = hparams["tokenizer"]
     run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
+    run_on_main(_keep_tokenizer, args=[hparams])
     datasets = {
         name: make_dataset(path, tokenizer, hparams["sample_rate"])
         for name, path in manifests.items()
@@ -89,7 +91,50 @@ def make_brain(hparams, run_opts):
     )
 
 
-def score(brain, hparams, datasets, name_suffix="", **settings):
+def load_run(folder, overrides=None, run_opts=None):
+    """The Brain and settings of a run folder, wherever it has been moved to.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a training run.
+    overrides : dict, optional
+        Settings to change.
+    run_opts : dict, optional
+        SpeechBrain's run options, for instance {"device": "cuda"}.
+
+    Returns
+    -------
+    brain : CIFBrain
+        Without parameters until `brain.on_evaluate_start()` loads their average.
+    hparams : dict
+        The loaded yaml.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no run.
+    """
+    folder = pathlib.Path(folder)
+    hparams_file = folder / "hyperparams.yaml"
+    if not hparams_file.exists():
+        raise FileNotFoundError(
+            f"{folder} is not a run folder: no hyperparams.yaml. Give the "
+            "output_folder of a training run, for instance results/AISHELL-1/cif/1986"
+        )
+    overrides = {
+        "output_folder": str(folder),
+        "save_folder": str(folder / "save"),
+        **(overrides or {}),
+    }
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    hparams["checkpointer"].checkpoints_dir = folder / "save"
+    hparams["tokenizer"].path = _kept_tokenizer(hparams)
+    return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
+
+
+def score(brain, hparams, datasets, key="{}", **settings):
     """Decode data sets with the averaged checkpoints and write down their figures.
 
     Arguments
@@ -99,8 +144,8 @@ def score(brain, hparams, datasets, name_suffix="", **settings):
         The loaded yaml.
     datasets : dict of str to DynamicItemDataset
         By the name under which the figures are kept.
-    name_suffix : str
-        Told apart by this from other figures of the same set.
+    key : str
+        Name of a set's figures in run.json and of its errors_*.txt, {} being the set's.
     settings
         How it was decoded, stored beside the figures.
 
@@ -116,12 +161,19 @@ def score(brain, hparams, datasets, name_suffix="", **settings):
         )
         brain.evaluate(dataset, test_loader_kwargs=options)
         results[name] = brain.test_summary
-        key = name + name_suffix
         if if_main_process():
-            path = pathlib.Path(hparams["output_folder"]) / f"errors_{key}.txt"
+            path = pathlib.Path(hparams["output_folder"])
+            path /= f"errors_{key.format(name)}.txt"
             brain.error_rate.write(path)
-            print(f"{key}: {ErrorRate.describe(results[name])}; {path}", flush=True)
-        hparams["record"].result(key, results[name], **settings)
+            print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
+        decoding = {
+            "searcher": type(hparams["searcher"]).__name__,
+            "tail_threshold": hparams["tail_threshold"],
+            "average": hparams["average"],
+            "num_checkpoints": hparams["num_checkpoints"],
+            **settings,
+        }
+        hparams["record"].result(key.format(name), results[name], **decoding)
     return results
 
 
@@ -172,6 +224,17 @@ def manifest_paths(hparams):
         return paths
     # The user's own files are read through their checked copies.
     return {name: os.path.join(hparams["save_folder"], f"{name}.csv") for name in paths}
+
+
+def _kept_tokenizer(hparams):
+    """The run folder's copy of the vocabulary."""
+    name = pathlib.Path(hparams["tokenizer"].path).name
+    return pathlib.Path(hparams["output_folder"]) / name
+
+
+def _keep_tokenizer(hparams):
+    """Copy the vocabulary: a run folder alone is enough to recognise speech."""
+    shutil.copyfile(hparams["tokenizer"].path, _kept_tokenizer(hparams))
 
 
 def _prepare_data(hparams, prepare):

@@ -51,7 +51,7 @@ class TeacherCache:
     dtype : torch.dtype
         Of the states.
     mean : torch.Tensor, [H] or [L, H], float32
-        Mean of all states, to centre them: those of some teachers differ little from it.
+        Mean of all states, to centre them: some teachers' differ little from it.
 
     Raises
     ------
@@ -65,9 +65,9 @@ class TeacherCache:
     >>> import tempfile
     >>> from cif_lobes.teacher_cache_writer import CacheWriter
     >>> path = tempfile.mkdtemp() + "/bert.h5"
-    >>> with CacheWriter(path, {"hi": 3}, {"utt1": "hi"}, (8,), "float16", {}) as writer:
-    ...     writer.append(torch.ones(3, 8), num_texts=1)
-    ...     writer.finish()
+    >>> with CacheWriter(path, {"hi": 3}, {"utt1": "hi"}, (8,), "float16", {}) as new:
+    ...     new.append(torch.ones(3, 8), num_texts=1)
+    ...     new.finish()
     >>> TeacherCache(path)["utt1"].shape
     torch.Size([3, 8])
     """
@@ -83,14 +83,14 @@ class TeacherCache:
                 raise OSError(
                     f"teacher cache {self.path} has format_version {version}, this "
                     f"program reads {FORMAT_VERSION}: made by something else, or by "
-                    f"another version. {self._rebuild()}"
+                    f"another version. {self.how_to_rebuild()}"
                 )
             self._text_hash = file["text_hash"][...].tolist()
             if file["committed"][0] != len(self._text_hash):
                 raise OSError(
                     f"teacher cache {self.path} has {file['committed'][0]:,} of "
                     f"{len(self._text_hash):,} texts: an unfinished build was renamed. "
-                    f"{self._rebuild()}"
+                    f"{self.how_to_rebuild()}"
                 )
             self.shape = file["values"].shape[1:]
             self.dtype = DTYPES[self.attributes["dtype"]][0]
@@ -103,7 +103,7 @@ class TeacherCache:
         self._file = open(self.path, "rb", buffering=0)
 
     def __getitem__(self, utt_id):
-        """States of an utterance: [U + 1, H] or [U + 1, L, H], in the dtype as stored."""
+        """States of an utterance: [U + 1, H] or [U + 1, L, H], dtype as stored."""
         start, stop = self._rows(utt_id)
         states = torch.empty((stop - start, *self.shape), dtype=self.dtype)
         address = self._address + start * states[0].nbytes
@@ -111,7 +111,7 @@ class TeacherCache:
         if os.preadv(self._file.fileno(), [as_bytes(states)], address) != states.nbytes:
             raise OSError(
                 f"teacher cache {self.path} ends before the states of {utt_id}: it was "
-                f"truncated while in use. {self._rebuild()}"
+                f"truncated while in use. {self.how_to_rebuild()}"
             )
         return states
 
@@ -119,6 +119,16 @@ class TeacherCache:
         """Number of states of an utterance, U + 1."""
         start, stop = self._rows(utt_id)
         return stop - start
+
+    @property
+    def total_states(self):
+        """Number of states of all distinct texts."""
+        return self._offsets[-1]
+
+    @property
+    def total_texts(self):
+        """Number of distinct texts."""
+        return len(self._text_hash)
 
     def __len__(self):
         return len(self._text_index)
@@ -164,8 +174,8 @@ class TeacherCache:
         ]
         if changed:
             found.append(
-                f"{len(changed):,} of {len(texts):,} transcripts differ from those it was "
-                f"built from (first {changed[0]}, now {texts[changed[0]]!r}): the "
+                f"{len(changed):,} of {len(texts):,} transcripts differ from those it "
+                f"was built from (first {changed[0]}, now {texts[changed[0]]!r}): the "
                 "manifest was edited, or text normalisation changed"
             )
         return found
@@ -199,19 +209,21 @@ class TeacherCache:
         )
         if problems:
             raise ValueError(
-                f"teacher cache {self.path}: {'; '.join(problems)}. {self._rebuild()}"
+                f"teacher cache {self.path}: {'; '.join(problems)}. "
+                f"{self.how_to_rebuild()}"
             )
 
     def _rows(self, utt_id):
         if utt_id not in self:
             raise KeyError(
                 f"teacher cache {self.path} has {len(self):,} utterances, none with id "
-                f"{utt_id}: built from another manifest. {self._rebuild()}"
+                f"{utt_id}: built from another manifest. {self.how_to_rebuild()}"
             )
         index = self._text_index[utt_id]
         return self._offsets[index], self._offsets[index + 1]
 
-    def _rebuild(self):
+    def how_to_rebuild(self):
+        """The end of a message: the command that made this cache, to run again."""
         command = self.attributes.get(
             "command", "python extract_teacher.py build <hparams/extract_*.yaml>"
         )
@@ -234,8 +246,8 @@ def open_hdf5(path):
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         raise OSError(
-            f"teacher cache {path} cannot be read ({error}): it is no HDF5 file, or was "
-            "truncated, for instance by an interrupted copy. Copy it or build it again"
+            f"teacher cache {path} cannot be read ({error}): it is no HDF5 file, or "
+            "was truncated, say by an interrupted copy. Copy it or build it again"
         ) from error
 
 
@@ -256,8 +268,8 @@ def _absent(path):
     if os.path.exists(f"{path}.partial"):
         return (
             f"teacher cache {path} is not finished, {path}.partial is there: its build "
-            "was interrupted or still runs. Run its command again, and it goes on where "
-            "it stopped"
+            "was interrupted or still runs. Run its command again, and it goes on "
+            "where it stopped"
         )
     return (
         f"teacher cache {path} does not exist. "
@@ -270,6 +282,6 @@ def _reopen(path, fingerprint):
     cache = TeacherCache(path)
     if cache.attributes["fingerprint"] != fingerprint:
         raise OSError(
-            f"teacher cache {path} was replaced by another one while in use. Start again"
+            f"teacher cache {path} was replaced by another while in use. Start again"
         )
     return cache

@@ -1,9 +1,9 @@
 """The writing side of `teacher_cache`: no broken file, no states lost.
 
 A cache is built as `<path>.partial`. HDF5 writes the index and reserves room for the
-states, once; from then on states are added with plain positioned writes, and `committed`
-says how far they are on disk. There is no moment at which a kill leaves HDF5's
-structures half changed. One atomic rename finishes the cache.
+states, once; from then on states are added with plain positioned writes, and
+`committed` says how far they are on disk. There is no moment at which a kill leaves
+HDF5's structures half changed. One atomic rename finishes the cache.
 """
 
 import fcntl
@@ -66,7 +66,15 @@ class CacheWriter:
     """
 
     def __init__(
-        self, path, texts, utterances, shape, dtype, identity, notes=None, overwrite=False
+        self,
+        path,
+        texts,
+        utterances,
+        shape,
+        dtype,
+        identity,
+        notes=None,
+        overwrite=False,
     ):
         self.path = os.fspath(path)
         self.partial = f"{self.path}.partial"
@@ -121,17 +129,17 @@ class CacheWriter:
             raise ValueError(
                 f"teacher states {list(states.shape)} for the {num_texts:,} texts from "
                 f"utterance {self._utterance_with(first)} on, expected "
-                f"{[stop - start, *self._shape]}: the teacher's states do not match the "
-                "recognition tokens"
+                f"{[stop - start, *self._shape]}: the teacher's states do not match "
+                "the recognition tokens"
             )
         states = states.to(self._dtype).cpu().contiguous()
         if not states.isfinite().all():
             row = start + int((~states.isfinite()).flatten(1).any(1).nonzero()[0])
             text = next(i for i in range(first, last) if row < self._offsets[i + 1])
             raise ValueError(
-                f"utterance {self._utterance_with(text)}: a teacher state is not finite "
-                f"in {self._dtype}: beyond its range, or the teacher's weights are "
-                "broken. Try --dtype bfloat16 or float32, or another layer"
+                f"utterance {self._utterance_with(text)}: a teacher state is not "
+                f"finite in {self._dtype}: beyond its range, or the teacher's weights "
+                "are broken. Try --dtype bfloat16 or float32, or another layer"
             )
         _pwrite(self._fd, states, self._values + start * self._state_bytes)
         # In this order, so that `committed` is true after a power cut as well.
@@ -174,8 +182,8 @@ class CacheWriter:
         ]
         raise FileExistsError(
             f"{self.partial} is the beginning of another teacher cache: "
-            f"{'; '.join(changes) or 'other utterances or transcripts'}. Finish that one "
-            "with its settings, or discard it with --overwrite True"
+            f"{'; '.join(changes) or 'other utterances or transcripts'}. Finish that "
+            "one with its settings, or discard it with --overwrite True"
         )
 
     def _start(self):
@@ -215,7 +223,9 @@ class CacheWriter:
             file["committed"][0] = 0
 
     def _fingerprint(self, identity):
-        lengths = [b - a for a, b in zip(self._offsets, self._offsets[1:], strict=False)]
+        lengths = [
+            b - a for a, b in zip(self._offsets, self._offsets[1:], strict=False)
+        ]
         layout = list(zip(self._texts, lengths, strict=True))
         content = (identity, self._shape, layout, list(self._utterances.items()))
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]

@@ -91,7 +91,9 @@ class TextTeacher(torch.nn.Module):
         self.tokenizer, self.tokenizer_hash = _load_tokenizer(source)
         self.encoder = _load_encoder(source)
         self.weights_hash = _weights_hash(self.encoder)
-        self.layer = _resolve_layer(layer, self.encoder.config.num_hidden_layers, source)
+        self.layer = _resolve_layer(
+            layer, self.encoder.config.num_hidden_layers, source
+        )
         width = self.encoder.config.hidden_size
         one_layer = isinstance(self.layer, int)
         self.state_shape = (width,) if one_layer else (len(self.layer), width)
@@ -225,9 +227,9 @@ def _load_tokenizer(source):
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     if not tokenizer.is_fast:
         raise ValueError(
-            f"teacher {source}: {type(tokenizer).__name__} is a Python tokenizer, which "
-            "gives no character offsets. Use a teacher with a fast tokenizer, or convert "
-            "it to a tokenizer.json"
+            f"teacher {source}: {type(tokenizer).__name__} is a Python tokenizer, "
+            "which gives no character offsets. Use a teacher with a fast tokenizer, or "
+            "convert it to a tokenizer.json"
         )
     # Before the first call, which writes padding into the rules.
     rules = tokenizer.backend_tokenizer.to_str()
@@ -255,7 +257,7 @@ def _load_encoder(source):
 
 
 def _weights_hash(encoder):
-    """Hash without the pooler, which no hidden state depends on and which may be random."""
+    """Hash without the pooler: no hidden state depends on it, and it may be random."""
     digest = hashlib.sha256()
     for name, weight in sorted(encoder.state_dict().items()):
         if "pooler" not in name:
@@ -281,8 +283,8 @@ def _special_pieces(tokenizer, source):
     before, after = mask.index(0), mask[::-1].index(0)
     if after == 0:
         raise ValueError(
-            f"teacher {source}: its tokenizer puts no piece after a text, so there is no "
-            "state for end of sentence. Use an encoder of the BERT, RoBERTa or T5 kind"
+            f"teacher {source}: its tokenizer puts no piece after a text, so there is "
+            "no state for end of sentence. Use a BERT, RoBERTa or T5 kind of encoder"
         )
     return before, after
 

@@ -104,7 +104,7 @@ def token_spans(tokenizer, text, utt_id):
     if not in_order or sorted(ends) != ends or ends[-1] > len(text):
         raise ValueError(
             f"utterance {utt_id}: character spans {spans} do not run in order through "
-            f"the {len(text)} characters of {text!r}: {type(tokenizer).__name__}.offsets"
-            "() must refer to the normalised text"
+            f"the {len(text)} characters of {text!r}: "
+            f"{type(tokenizer).__name__}.offsets() must refer to the normalised text"
         )
     return spans

@@ -189,7 +189,8 @@ def test_aishell_unpacking_resumes(aishell_folder, monkeypatch):
     def interrupted(tar, path, **kwargs):
         """The second speaker stops halfway."""
         if "S0003" in str(path):
-            tar.extract(tar.getmembers()[1], path, filter="data")
+            tar.next()  # its folder
+            tar.extract(tar.next(), path, filter="data")
             raise KeyboardInterrupt
         extractall(tar, path, **kwargs)
 

@@ -115,10 +115,12 @@ def extract_speakers(wav_folder):
 def _extract_one(archive):
     """Unpack one speaker beside its place, then move it there in one step."""
     scratch = archive.parent / f".unpacking-{_speaker(archive)}"
-    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+        with gzip.open(archive) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                tar.extractall(scratch, filter="data")
+            # The checksum stands behind the end of the tar, where tarfile stops.
+            stream.read()
         speaker = next(scratch.glob(f"*/{_speaker(archive)}"), None)
         if speaker is None:
             raise tarfile.TarError(f"no folder SPLIT/{_speaker(archive)} in it")

@@ -8,7 +8,7 @@ market", never "my uncle baked the airport").
 
 Words written differently but pronounced alike (son/sun, four/for, sea/see) and words
 with two pronunciations (read, live, close) are left out: nothing in the audio could
-tell tells told telling | the children a funny story, {poss} friends the truth, the doctor about the trip | after dinner, in the garden, at the station
+tell them apart.
 """
 
 import random

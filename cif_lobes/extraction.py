@@ -1,0 +1,243 @@
+"""What extract_teacher.py does: from manifests and a text teacher to a cache."""
+
+import os
+import random
+import shlex
+import sys
+import time
+
+import h5py
+import torch
+import transformers
+from hyperpyyaml import load_hyperpyyaml
+from tqdm import tqdm
+
+from cif_lobes.manifest import read_manifest
+from cif_lobes.teacher_cache import TeacherCache
+from cif_lobes.teacher_cache_writer import CacheWriter
+from cif_lobes.teacher_inspection import describe
+from cif_lobes.teachers import TextTeacher, token_batches
+from cif_lobes.text import normalize
+
+# Of a state's length. Rounding to bfloat16 moves it by 0.2 %, another text by far more.
+TOLERANCE = 0.01
+SAMPLE = 200  # utterances computed again
+
+
+def run(verb, hparams_file, run_opts, overrides):
+    """Build, inspect or verify the cache of a yaml.
+
+    Arguments
+    ---------
+    verb : str
+        "build", "inspect" or "verify".
+    hparams_file : str
+        A recipe's extract_*.yaml.
+    run_opts : RunOptions
+        Not used: the device is a setting of the yaml.
+    overrides : str
+        Settings of the command line, as YAML.
+    """
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    texts = read_texts(hparams["manifests"], hparams["language"])
+    hparams["tokenizer"].fit(texts.values())
+    {"build": build, "inspect": inspect, "verify": verify}[verb](hparams, texts)
+
+
+def read_texts(manifests, language):
+    """Normalised transcript of every utterance of some manifests.
+
+    Arguments
+    ---------
+    manifests : list of str
+        csv files.
+    language : str
+        "zh" or "en".
+
+    Returns
+    -------
+    dict of str to str
+        By utterance id, sorted.
+
+    Raises
+    ------
+    ValueError
+        If two manifests disagree about a transcript, or none has an utterance.
+    """
+    texts = {}
+    for manifest in manifests:
+        for u in read_manifest(manifest):
+            text = normalize(u.wrd, language)
+            if texts.setdefault(u.id, text) != text:
+                raise ValueError(
+                    f"utterance {u.id} is {texts[u.id]!r} in one manifest and {text!r} "
+                    f"in {manifest}: ids must be unique over all of `manifests`"
+                )
+    if not texts:
+        raise ValueError(f"no utterance in {', '.join(manifests)}: prepare the data")
+    return dict(sorted(texts.items()))
+
+
+def build(hparams, texts):
+    """Make the cache unless it is there; go on with one that was interrupted.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+    texts : dict of str to str
+        From `read_texts`.
+    """
+    path, tokenizer = hparams["cache"], hparams["tokenizer"]
+    teacher = TextTeacher(hparams["teacher"], hparams["layer"], hparams["device"])
+    identity = _identity(teacher, hparams)
+    if os.path.exists(path) and not hparams["overwrite"]:
+        problems = TeacherCache(path).problems(texts, **identity)
+        if problems:
+            raise ValueError(
+                f"teacher cache {path} is there and is another: {'; '.join(problems)}. "
+                "Keep it and give this one another name with --cache, or replace it "
+                "with --overwrite True"
+            )
+        print(f"{path} is up to date")
+        return
+
+    utterance_of = {text: utt_id for utt_id, text in reversed(texts.items())}
+    aligned = teacher.align(utterance_of, tokenizer)
+    notes = {
+        "teacher": teacher.source,
+        "versions": f"torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, h5py {h5py.__version__}",
+        "command": _command().replace(" --overwrite True", ""),
+    }
+    started = time.monotonic()
+    with CacheWriter(
+        path,
+        {a.text: len(a.ranges) for a in aligned},
+        texts,
+        teacher.state_shape,
+        hparams["dtype"],
+        identity,
+        notes,
+        hparams["overwrite"],
+    ) as writer:
+        try:
+            encode(teacher, aligned, writer, hparams["batch_tokens"])
+        except KeyboardInterrupt:
+            sys.exit(
+                f"stopped; {writer.committed:,} of {len(aligned):,} texts are kept in "
+                f"{writer.partial}. Go on with:\n  {_command()}"
+            )
+        writer.finish()
+    print(
+        f"{path}: {len(texts):,} utterances, {len(aligned):,} distinct texts, "
+        f"{os.path.getsize(path) / 1e9:.2f} GB, {time.monotonic() - started:.0f} s\n"
+        "Look at it with the verb inspect before training on it"
+    )
+
+
+def encode(teacher, aligned, writer, batch_tokens):
+    """Write the states of all texts that the writer does not have yet.
+
+    Arguments
+    ---------
+    teacher : TextTeacher
+    aligned : list of AlignedText
+        From `teacher.align`, in the order of the writer's texts.
+    writer : CacheWriter
+        Not finished.
+    batch_tokens : int
+        Teacher pieces in a batch, padding included.
+    """
+    done = sum(len(a.ranges) for a in aligned[: writer.committed])
+    total = sum(len(a.ranges) for a in aligned)
+    with tqdm(
+        total=total, initial=done, unit=" tokens", unit_scale=True, disable=None
+    ) as bar:
+        for batch in token_batches(aligned[writer.committed :], batch_tokens):
+            states = teacher(batch)
+            writer.append(states, len(batch))
+            bar.update(len(states))
+
+
+def inspect(hparams, texts):
+    """Print what a cache holds.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml. The teacher is not loaded.
+    texts : dict of str to str
+        From `read_texts`.
+    """
+    cache = TeacherCache(hparams["cache"])
+    print("\n".join(describe(cache, texts, hparams["tokenizer"], hparams["language"])))
+
+
+def verify(hparams, texts):
+    """Check a cache against manifests and settings, and a sample against the teacher.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+    texts : dict of str to str
+        From `read_texts`.
+
+    Raises
+    ------
+    ValueError
+        With all that does not fit.
+    """
+    cache = TeacherCache(hparams["cache"])
+    teacher = TextTeacher(hparams["teacher"], hparams["layer"], hparams["device"])
+    identity = _identity(teacher, hparams)
+    cache.check(texts, **identity)
+
+    sample = random.sample(list(texts), min(SAMPLE, len(texts)))
+    utterance_of = {texts[utt_id]: utt_id for utt_id in sample}
+    worst, worst_id = 0.0, sample[0]
+    for batch in token_batches(
+        teacher.align(utterance_of, hparams["tokenizer"]), hparams["batch_tokens"]
+    ):
+        states = teacher(batch).cpu().split([len(a.ranges) for a in batch])
+        for a, expected in zip(batch, states, strict=True):
+            error = _relative_error(cache[a.utt_id].float(), expected)
+            if not error <= worst:  # also true of NaN
+                worst, worst_id = error, a.utt_id
+    if not worst <= TOLERANCE:
+        raise ValueError(
+            f"teacher cache {cache.path}: a state of utterance {worst_id} differs by "
+            f"{worst:.1%} from the teacher's, at most {TOLERANCE:.0%} is rounding: the "
+            f"file is damaged. {cache.how_to_rebuild()}"
+        )
+    print(
+        f"{cache.path}: {len(texts):,} of {len(texts):,} utterances; {len(sample):,} "
+        f"computed again, largest difference {worst:.3%} of a state ({worst_id})"
+    )
+
+
+def _relative_error(states, expected):
+    """Largest distance of two states, relative to the expected one's length."""
+    if states.shape != expected.shape:
+        return float("inf")
+    distance = (states - expected).norm(dim=-1)
+    return (distance / expected.norm(dim=-1).clamp(min=1e-12)).max().item()
+
+
+def _identity(teacher, hparams):
+    """Attributes that decide the states."""
+    return {
+        "teacher_weights": teacher.weights_hash,
+        "layer": teacher.layer,
+        "teacher_tokenizer": teacher.tokenizer_hash,
+        "tokenizer_fingerprint": hparams["tokenizer"].fingerprint,
+        "text_normalization": hparams["language"],
+        "dtype": hparams["dtype"],
+    }
+
+
+def _command():
+    """This command line, for messages that name the next one."""
+    return shlex.join(["python", *sys.argv])

@@ -1,0 +1,34 @@
+"""Compute the states of a text teacher once, for all training transcripts.
+
+python extract_teacher.py [build] recipes/AISHELL-1/hparams/extract_bert.yaml
+python extract_teacher.py inspect recipes/AISHELL-1/hparams/extract_bert.yaml
+python extract_teacher.py verify recipes/AISHELL-1/hparams/extract_bert.yaml
+
+build    makes the cache; after an interruption the same command goes on
+inspect  says what a cache holds and whether the teacher's states can be told apart
+verify   checks a cache against its manifests and computes a sample of it again
+"""
+
+import pathlib
+import sys
+
+from cif_lobes.cli import parse
+
+VERBS = ("build", "inspect", "verify")
+
+
+def main(argv):
+    verb = "build"
+    if argv and argv[0] in VERBS:
+        verb, *argv = argv
+    recipe = pathlib.Path(__file__).parent / "recipes" / "AISHELL-1"
+    arguments = parse(argv, recipe / "hparams" / "extract_bert.yaml", __doc__)
+
+    # Heavy, so not before the arguments are known to be good.
+    from cif_lobes import extraction
+
+    extraction.run(verb, *arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

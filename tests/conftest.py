@@ -1,0 +1,118 @@
+"""Small stand-ins that several tests share: a spoken corpus of tones, a tiny yaml."""
+
+import csv
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+# Tests are small: one thread each is fastest, and the hub is never asked.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = pathlib.Path(__file__).parent.parent
+PITCH = {"a": 300.0, "b": 700.0, "c": 1500.0, "d": 3000.0}  # Hz of each letter
+
+
+def speak(text, rate=16000, seconds=0.24, seed=0):
+    """A waveform that spells a text in tones: enough to learn, cheap to make."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * rate)) / rate
+    envelope = np.sin(np.pi * time / seconds) ** 2
+    tones = [envelope * np.sin(2 * np.pi * PITCH[c] * time) for c in text]
+    silence = np.zeros(int(0.1 * rate))
+    audio = np.concatenate([silence, *tones, silence])
+    return (0.3 * audio + 0.003 * rng.standard_normal(len(audio))).astype("float32")
+
+
+def write_corpus(folder, count, seed, suffix="flac"):
+    """Write recordings of random letters and their csv; return the csv's path."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"set{seed}.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ID", "duration", "wav", "spk_id", "wrd"])
+        for i in range(count):
+            text = "".join(rng.choice(list(PITCH), rng.integers(2, 6)))
+            audio = speak(text, seed=seed * 1000 + i)
+            name = f"utt{seed}-{i:03d}.{suffix}"
+            soundfile.write(folder / name, audio, 16000)
+            row = [f"utt{seed}-{i:03d}", len(audio) / 16000, name, "s", text]
+            writer.writerow(row)
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Train and validation csv of the tone corpus."""
+    folder = tmp_path_factory.mktemp("tones")
+    return write_corpus(folder, 48, 1), write_corpus(folder, 12, 2)
+
+
+TINY = {
+    "d_model": 32,
+    "conv_channels": 8,
+    "encoder_layers": 2,
+    "pool_after": "[1]",
+    "nhead": 2,
+    "d_ffn": 64,
+    "kernel_size": 5,
+    "vocab_size": 8,
+    "n_mels": 40,
+    "number_of_epochs": 2,
+    "num_checkpoints": 2,
+    "batch_seconds": 10,
+    "eval_batch_seconds": 10,
+    "num_buckets": 3,
+    "num_workers": 0,
+    "warmup_steps": 20,
+    "hold_steps": 100,
+    "decay_steps": 100,
+    "lr": 2e-3,
+}
+
+
+def tiny_arguments(corpus, folder, **changes):
+    """Command line of the AISHELL-1 recipe, tiny, on the tone corpus."""
+    train, valid = corpus
+    settings = {
+        "skip_prep": True,
+        "data_folder": "none",
+        "train_csv": train,
+        "valid_csv": valid,
+        "test_csv": f"[{valid}]",
+        "output_folder": folder / "run",
+        "manifest_folder": folder / "manifests",
+        "device": "cpu",
+        **TINY,
+        **changes,
+    }
+    yaml = ROOT / "recipes/AISHELL-1/hparams/cif_mini.yaml"
+    flags = [part for k, v in settings.items() for part in (f"--{k}", str(v))]
+    return [str(yaml), *flags]
+
+
+def train(arguments, recipe="AISHELL-1", processes=1, check=True, **kwargs):
+    """Run a recipe's train.py in its own process."""
+    script = str(ROOT / "recipes" / recipe / "train.py")
+    command = [sys.executable, script, *arguments]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        command[1:1] = [*launcher, f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        command, check=check, capture_output=True, text=True, cwd=ROOT, **kwargs
+    )
+
+
+def load_module(path):
+    """Import a script that is not part of a package."""
+    spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
