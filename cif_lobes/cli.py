@@ -258,7 +258,7 @@ def _check_options(options, settings, run_options, hparams_file):
     unknown = ""
     for flag in (flag for flag in options if flag not in known):
         name = flag.lstrip("-").replace("-", "_")
-        close = difflib.get_close_matches(name, names, n=1)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         guess = f"did you mean --{close[0]}?" if close else "nothing is similar"
         unknown += f"unknown option {flag}: {guess}\n"
     if unknown:

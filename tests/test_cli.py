@@ -204,6 +204,7 @@ def test_the_yaml_may_stand_anywhere_or_be_left_out():
         ("''", ""),
         ("'12'", "12"),
         ("[1, a=b, -2.5]", [1, "a=b", -2.5]),
+        ("[1,\n2]", [1, 2]),
         ("two words", "two words"),
         ("it's", "it's"),
         ('the "best" one', 'the "best" one'),
@@ -246,6 +247,11 @@ def test_yaml_key_that_begins_a_run_option():
     _, run_opts, overrides = parse("--ckpt_interval", "5")
     assert overrides == "ckpt_interval: 5"
     assert run_opts.overridden_args == set()
+
+
+def test_run_option_value_that_is_an_option_name():
+    _, run_opts, _ = parse("--data_folder=x", "--log_config=--debug")
+    assert run_opts.overridden_args == {"log_config"}
 
 
 def test_optimizer_step_limit_is_an_integer():

@@ -255,7 +255,7 @@ def sentence(rng):
     Example
     -------
     >>> sentence(random.Random(1))
-    'TODO'
+    'she played the piano three days ago'
     """
     while True:
         kind = rng.random()

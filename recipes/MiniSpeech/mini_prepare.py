@@ -154,11 +154,10 @@ def _load_espeak():
 
 
 class Espeak:
-    """espeak-ng with the voice of one speaker.
+    """espeak-ng with the voice of one speaker; one per process.
 
-    Between utterances the library carries hidden state (oscillator phases, random
-    numbers) that no call resets: what it says is repeatable from the start of a process
-    only, so make one of these per process.
+    The library keeps state that no call resets (oscillator phases, random numbers), so
+    what it says can be repeated from the start of a process only.
 
     Arguments
     ---------
@@ -172,9 +171,8 @@ class Espeak:
         variant = data / "voices" / "!v" / speaker.voice.split("+")[1]
         if not variant.is_file():
             raise FileNotFoundError(
-                f"speaker {speaker.number}: espeak-ng has no variant {variant}; "
-                "MiniSpeech was made with espeakng-loader 0.2.4. "
-                "Run: pip install espeakng-loader==0.2.4"
+                f"speaker {speaker.number}: {variant} is missing; MiniSpeech was "
+                "made for espeakng-loader 0.2.4. Run: pip install espeakng-loader==0.2.4"
             )
         rate = self.library.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), _PHONEME_EVENTS
@@ -217,16 +215,15 @@ class Espeak:
         -------
         samples : numpy.ndarray, [samples], float64 in [-1, 1]
             Waveform at ESPEAK_RATE.
-        words : list of (float, float)
+        words : numpy.ndarray, [words, 2], float64
             Start and end of each word, seconds.
         """
         self._samples, self._starts, self._pauses = [], [], []
         # Over plain blanks espeak-ng runs pairs like "in the" together into one event;
         # no-break spaces keep a word a word, with the same phonemes.
         encoded = text.replace(" ", "\N{NO-BREAK SPACE}").encode()
-        self.library.espeak_Synth(
-            encoded, len(encoded) + 1, 0, 1, 0, _CHARS_UTF8, None, None
-        )
+        size = ctypes.c_size_t(len(encoded) + 1)
+        self.library.espeak_Synth(encoded, size, 0, 1, 0, _CHARS_UTF8, None, None)
         self.library.espeak_Synchronize()
         if len(self._starts) != len(text.split()):
             raise RuntimeError(
@@ -237,11 +234,7 @@ class Espeak:
         # A word lasts until the next word, or until the pause before it.
         stops = [*self._starts, *self._pauses, len(samples)]
         ends = [min(s for s in stops if s > start) for start in self._starts]
-        words = [
-            (start / ESPEAK_RATE, end / ESPEAK_RATE)
-            for start, end in zip(self._starts, ends, strict=True)
-        ]
-        return samples, words
+        return samples, np.array([self._starts, ends]).T / ESPEAK_RATE
 
 
 def _pink_noise(num_samples, rng):
@@ -263,8 +256,7 @@ def _record(espeak, speaker, text, rng):
     noise_level = 10 ** ((speaker.level - speaker.snr) / 20)
     signal += noise_level * _pink_noise(len(signal), rng)
     signal *= min(1, 0.99 / np.abs(signal).max())
-    shift = before / SAMPLE_RATE
-    return signal, [(start + shift, end + shift) for start, end in words]
+    return signal, words + before / SAMPLE_RATE
 
 
 def _record_chapter(speaker, lines, seed, folder):
@@ -279,15 +271,14 @@ def _record_chapter(speaker, lines, seed, folder):
         soundfile.write(chapter / f"{utterance}.flac", signal, SAMPLE_RATE)
         transcripts.append(f"{utterance} {text.upper()}\n")
         for word, (start, end) in zip(text.upper().split(), words, strict=True):
-            duration = end - start
-            alignment.append(f"{utterance} 1 {start:.3f} {duration:.3f} {word}\n")
+            alignment.append(f"{utterance} 1 {start:.3f} {end - start:.3f} {word}\n")
     name = f"{speaker.number}-1"
     (chapter / f"{name}.trans.txt").write_text("".join(transcripts))
     (folder / f"{name}.ctm").write_text("".join(alignment))
 
 
 def _record_all(chapters, seed, folder, processes):
-    """Record each speaker in a fresh process, which espeak-ng's hidden state asks."""
+    """Record each speaker in a process of its own: see Espeak."""
     # The server imports once what its children would import one by one.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scipy.signal", "soundfile", "tqdm"])

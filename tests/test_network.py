@@ -1,0 +1,147 @@
+"""The network of the paper: sizes, padding, teacher forcing against stepping."""
+
+import pathlib
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from cif_lobes.decoder import CIFDecoder
+from cif_lobes.encoder import ConformerEncoder
+from cif_lobes.features import LogMel
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+@pytest.fixture(scope="module")
+def paper():
+    """The objects of recipes/AISHELL-1/hparams/cif.yaml."""
+    with open(ROOT / "recipes/AISHELL-1/hparams/cif.yaml") as file:
+        overrides = {"data_folder": "none", "output_folder": "unused"}
+        return load_hyperpyyaml(file, overrides)
+
+
+def test_parameters_of_the_paper(paper):
+    """Each block as published, and the one difference explained.
+
+    Published: 47,208,587. SpeechBrain's relative attention projects queries, keys and
+    values without bias: 3 x 256 fewer in each of 15 layers, 47,197,067 here.
+    """
+    encoder = paper["encoder"]
+    assert count(encoder.frontend) == 1_345_280
+    assert [count(layer) for layer in encoder.layers] == [2_634_496 - 3 * 256] * 15
+    assert count(paper["cif"]) == 197_121
+    assert count(paper["ctc_head"]) == 1_088_138
+    assert count(paper["decoder"]) == 5_060_608
+    total = sum(count(module) for module in paper["modules"].values())
+    assert total == 47_208_587 - 15 * 3 * 256
+
+
+def test_frame_rate_of_the_paper(paper):
+    """One encoder frame is 80 ms: 8 feature frames of 10 ms."""
+    seconds = torch.tensor([1.0, 4.0, 14.0])
+    frames = paper["features"].output_lengths((seconds * 16000).long())
+    encoded = paper["encoder"].output_lengths(frames)
+    assert torch.allclose(encoded / seconds, torch.tensor(12.5), atol=0.6)
+
+
+def small_encoder(pool_after=(1, 2), conv_strides=(2,)):
+    torch.manual_seed(0)
+    return ConformerEncoder(
+        20, 16, 3, 2, 32, 7, pool_after, conv_channels=4, conv_strides=conv_strides
+    ).eval()
+
+
+@pytest.mark.parametrize("conv_strides", [(2,), (2, 2)])
+@pytest.mark.parametrize("pool_after", [(), (1, 2), (3,)])
+def test_encoder_alone_equals_in_a_batch(pool_after, conv_strides):
+    """Whatever padding holds, NaN included, and down to a single feature frame."""
+    encoder = small_encoder(pool_after, conv_strides)
+    x_lengths = torch.tensor([150, 101, 64, 7, 2, 1])
+    x = torch.randn(6, 150, 20)
+    for row, length in zip(x, x_lengths, strict=True):
+        row[length:] = float("nan")
+    together, lengths = encoder(x, x_lengths)
+    assert torch.equal(lengths, encoder.output_lengths(x_lengths))
+    for b, length in enumerate(x_lengths):
+        alone, alone_lengths = encoder(x[b : b + 1, :length], x_lengths[b : b + 1])
+        assert alone_lengths == lengths[b] == alone.shape[1]
+        torch.testing.assert_close(together[b, : lengths[b]], alone[0])
+        assert not together[b, lengths[b] :].any()
+
+
+def test_last_frames_see_no_padding():
+    """SpeechBrain's own convolution module would fail here: it masks too late."""
+    encoder = small_encoder(())
+    with torch.no_grad():  # a bias is what padding would show through
+        for layer in encoder.layers:
+            layer.convolution_module.layer_norm.bias.fill_(3.0)
+    x = torch.randn(1, 60, 20)
+    alone, lengths = encoder(x, torch.tensor([60]))
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 40))
+    together, _ = encoder(padded, torch.tensor([60]))
+    torch.testing.assert_close(together[:, : lengths[0]], alone)
+
+
+def test_pool_after_a_layer_that_is_not_there():
+    with pytest.raises(ValueError, match="layer 4 does not exist"):
+        small_encoder((4,))
+
+
+def test_features_alone_equal_in_a_batch():
+    features = LogMel(n_mels=40).eval()
+    lengths = torch.tensor([16000, 9001, 400, 1])
+    waves = torch.randn(4, 16000)
+    for wave, length in zip(waves, lengths, strict=True):
+        wave[length:] = 0
+    together, x_lengths = features(waves, lengths)
+    for b, length in enumerate(lengths):
+        alone, alone_lengths = features(waves[b : b + 1, :length], lengths[b : b + 1])
+        assert alone.shape[1] == alone_lengths == x_lengths[b]
+        torch.testing.assert_close(
+            together[b, : x_lengths[b]], alone[0], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_silence_has_finite_features():
+    features, _ = LogMel()(torch.zeros(1, 8000), torch.tensor([8000]))
+    assert torch.isfinite(features).all()
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    torch.manual_seed(0)
+    return CIFDecoder(11, d_model=16, num_layers=2, nhead=2, d_ffn=32).eval()
+
+
+def test_steps_equal_teacher_forcing(decoder):
+    vectors, tokens = torch.randn(3, 9, 16), torch.randint(11, (3, 9))
+    logits, _ = decoder(vectors, tokens)
+    before, state = torch.zeros(3, 16), None
+    for u in range(9):
+        step, state = decoder.step(vectors[:, u], before, tokens[:, u], state)
+        torch.testing.assert_close(step, logits[:, u], atol=1e-5, rtol=1e-5)
+        before = vectors[:, u]
+
+
+def test_decoder_is_causal(decoder):
+    """A later token or vector changes no earlier step."""
+    vectors, tokens = torch.randn(1, 6, 16), torch.randint(11, (1, 6))
+    logits, states = decoder(vectors, tokens)
+    vectors[:, 4:], tokens[:, 4:] = 7.0, 3
+    changed, changed_states = decoder(vectors, tokens)
+    torch.testing.assert_close(changed[:, :4], logits[:, :4])
+    torch.testing.assert_close(changed_states[:, :4], states[:, :4])
+    assert not torch.allclose(changed[:, 4:], logits[:, 4:])
+
+
+def test_current_and_previous_vector_reach_a_step(decoder):
+    """c_u joins above the layers, c_{u-1} below them; c_{u+1} not at all."""
+    vectors = torch.randn(1, 5, 16, requires_grad=True)
+    logits, _ = decoder(vectors, torch.randint(11, (1, 5)))
+    (gradient,) = torch.autograd.grad(logits[0, 2].sum(), vectors)
+    assert gradient[0].abs().sum(-1).bool().tolist() == [True] * 3 + [False] * 2
