@@ -254,7 +254,7 @@ def _check_options(options, settings, run_options, hparams_file):
     """Unknown options, then missing values, then ``!PLACEHOLDER`` left open."""
     known = {**run_options, **settings}
     command = f"python {sys.argv[0]} {_shown(hparams_file)}"
-    names = [setting.key for setting in known.values()]
+    names = [s.key for s in known.values() if s.value_text is not None]
     unknown = ""
     for flag in (flag for flag in options if flag not in known):
         name = flag.lstrip("-").replace("-", "_")
@@ -303,7 +303,7 @@ def _as_yaml(flag, word, setting):
     if wants_bool and not is_bool and not starts_yaml:
         _fail(f"{flag} {word}: true or false expected, as {setting.value_text}")
     if node is not None and (starts_yaml or node.value == word):
-        return word.replace("\n", " ")
+        return word
     # "a: b", "a #b", "- a", "*.wav": plain words here, something else in YAML.
     return json.dumps(word, ensure_ascii=False)
 

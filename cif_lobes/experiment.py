@@ -241,6 +241,11 @@ def _prepare_data(hparams, prepare):
     """Write the manifests: the corpus's, or checked copies of the user's own csv."""
     os.makedirs(hparams["save_folder"], exist_ok=True)
     if not hparams["skip_prep"]:
+        if hparams["data_folder"] is None:
+            raise ValueError(
+                "data_folder is not set: run with --data_folder DIR, or with --skip_prep "
+                "True --train_csv A.csv --valid_csv B.csv --test_csv '[C.csv]'"
+            )
         prepare(hparams)
         return
     prepare_own_data(

@@ -210,7 +210,7 @@ def verify(hparams, texts):
         raise ValueError(
             f"teacher cache {cache.path}: a state of utterance {worst_id} differs by "
             f"{worst:.1%} from the teacher's, at most {TOLERANCE:.0%} is rounding: the "
-            f"file is damaged. {cache.how_to_rebuild()}"
+            f"file is damaged. Run: {cache.build_command} --overwrite True"
         )
     print(
         f"{cache.path}: {len(texts):,} of {len(texts):,} utterances; {len(sample):,} "

@@ -87,7 +87,7 @@ def quantity_loss(quantity, target_lengths):
     >>> quantity_loss(torch.tensor([2.5, 4.0]), torch.tensor([3, 4]))
     tensor(0.5000)
     """
-    if quantity.dim() != 1 or quantity.shape != target_lengths.shape:
+    if quantity.shape != target_lengths.shape:
         raise ValueError(
             f"quantity {list(quantity.shape)} and target_lengths "
             f"{list(target_lengths.shape)}: expected [B] for both"

@@ -24,6 +24,7 @@ import h5py
 import torch
 
 FORMAT_VERSION = 1
+BUILD_COMMAND = "python extract_teacher.py build <hparams/extract_*.yaml>"
 
 # By name: in memory and in the file.
 DTYPES = {
@@ -83,14 +84,14 @@ class TeacherCache:
                 raise OSError(
                     f"teacher cache {self.path} has format_version {version}, this "
                     f"program reads {FORMAT_VERSION}: made by something else, or by "
-                    f"another version. {self.how_to_rebuild()}"
+                    f"another version. Run: {self.build_command} --overwrite True"
                 )
             self._text_hash = file["text_hash"][...].tolist()
             if file["committed"][0] != len(self._text_hash):
                 raise OSError(
                     f"teacher cache {self.path} has {file['committed'][0]:,} of "
                     f"{len(self._text_hash):,} texts: an unfinished build was renamed. "
-                    f"{self.how_to_rebuild()}"
+                    f"Run: {self.build_command} --overwrite True"
                 )
             self.shape = file["values"].shape[1:]
             self.dtype = DTYPES[self.attributes["dtype"]][0]
@@ -111,7 +112,7 @@ class TeacherCache:
         if os.preadv(self._file.fileno(), [as_bytes(states)], address) != states.nbytes:
             raise OSError(
                 f"teacher cache {self.path} ends before the states of {utt_id}: it was "
-                f"truncated while in use. {self.how_to_rebuild()}"
+                f"truncated while in use. Run: {self.build_command} --overwrite True"
             )
         return states
 
@@ -119,6 +120,11 @@ class TeacherCache:
         """Number of states of an utterance, U + 1."""
         start, stop = self._rows(utt_id)
         return stop - start
+
+    @property
+    def build_command(self):
+        """The command that made this cache."""
+        return self.attributes.get("command", BUILD_COMMAND)
 
     @property
     def total_states(self):
@@ -154,31 +160,7 @@ class TeacherCache:
         list of str
             Empty if it can. More utterances in the cache than asked for are no problem.
         """
-        found = [
-            f"{name} is {self.attributes.get(name)!r}, expected {value!r}"
-            for name, value in expected.items()
-            if self.attributes.get(name) != value
-        ]
-        missing = [utt_id for utt_id in texts if utt_id not in self]
-        if missing:
-            found.append(
-                f"{len(texts) - len(missing):,} of {len(texts):,} utterances "
-                f"({len(missing):,} missing, first {missing[0]}): built from another "
-                "manifest"
-            )
-        changed = [
-            utt_id
-            for utt_id, text in texts.items()
-            if utt_id in self
-            and self._text_hash[self._text_index[utt_id]] != text_hash(text)
-        ]
-        if changed:
-            found.append(
-                f"{len(changed):,} of {len(texts):,} transcripts differ from those it "
-                f"was built from (first {changed[0]}, now {texts[changed[0]]!r}): the "
-                "manifest was edited, or text normalisation changed"
-            )
-        return found
+        return self._unlike_attributes(expected) + self._unlike_texts(texts)
 
     def check(self, texts, tokenizer_fingerprint, text_normalization, **expected):
         """Refuse to go on with a cache that was built for something else.
@@ -201,33 +183,54 @@ class TeacherCache:
         ValueError
             With everything that does not fit and the command that mends it.
         """
-        problems = self.problems(
-            texts,
-            tokenizer_fingerprint=tokenizer_fingerprint,
-            text_normalization=text_normalization,
-            **expected,
-        )
+        expected["tokenizer_fingerprint"] = tokenizer_fingerprint
+        expected["text_normalization"] = text_normalization
+        problems = self.problems(texts, **expected)
         if problems:
             raise ValueError(
-                f"teacher cache {self.path}: {'; '.join(problems)}. "
-                f"{self.how_to_rebuild()}"
+                f"teacher cache {self.path}: {'; '.join(problems)}. With the settings "
+                f"and manifests of now, run: {self.build_command} --overwrite True"
             )
+
+    def _unlike_attributes(self, expected):
+        return [
+            f"{name} is {self.attributes.get(name)!r}, expected {value!r}"
+            for name, value in expected.items()
+            if self.attributes.get(name) != value
+        ]
+
+    def _unlike_texts(self, texts):
+        found = []
+        missing = [utt_id for utt_id in texts if utt_id not in self]
+        if missing:
+            found.append(
+                f"{len(texts) - len(missing):,} of {len(texts):,} utterances "
+                f"({len(missing):,} missing, first {missing[0]}): built from another "
+                "manifest"
+            )
+        changed = [
+            utt_id
+            for utt_id, text in texts.items()
+            if utt_id in self
+            and self._text_hash[self._text_index[utt_id]] != text_hash(text)
+        ]
+        if changed:
+            found.append(
+                f"{len(changed):,} of {len(texts):,} transcripts differ from those it "
+                f"was built from (first {changed[0]}, now {texts[changed[0]]!r}): the "
+                "manifest was edited, or text normalisation changed"
+            )
+        return found
 
     def _rows(self, utt_id):
         if utt_id not in self:
             raise KeyError(
                 f"teacher cache {self.path} has {len(self):,} utterances, none with id "
-                f"{utt_id}: built from another manifest. {self.how_to_rebuild()}"
+                f"{utt_id}: built from another manifest. "
+                f"Run: {self.build_command} --overwrite True"
             )
         index = self._text_index[utt_id]
         return self._offsets[index], self._offsets[index + 1]
-
-    def how_to_rebuild(self):
-        """The end of a message: the command that made this cache, to run again."""
-        command = self.attributes.get(
-            "command", "python extract_teacher.py build <hparams/extract_*.yaml>"
-        )
-        return f"Run: {command} --overwrite True"
 
     def __reduce__(self):
         return _reopen, (self.path, self.attributes["fingerprint"])
@@ -271,10 +274,7 @@ def _absent(path):
             "was interrupted or still runs. Run its command again, and it goes on "
             "where it stopped"
         )
-    return (
-        f"teacher cache {path} does not exist. "
-        "Run: python extract_teacher.py build <hparams/extract_*.yaml>"
-    )
+    return f"teacher cache {path} does not exist. Run: {BUILD_COMMAND}"
 
 
 def _reopen(path, fingerprint):

@@ -116,3 +116,11 @@ def load_module(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory):
+    """Folder of a tiny run that has learnt the tones."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(tiny_arguments(corpus, folder, number_of_epochs=24))
+    return folder / "run"

@@ -202,6 +202,7 @@ def test_the_yaml_may_stand_anywhere_or_be_left_out():
         ("true", True),
         ("null", None),
         ("''", ""),
+        ("'two\nlines'", "two lines"),
         ("'12'", "12"),
         ("[1, a=b, -2.5]", [1, "a=b", -2.5]),
         ("[1,\n2]", [1, 2]),
@@ -239,6 +240,10 @@ def test_run_option_that_is_a_yaml_key_reaches_both():
     argv = ["--precision", "bf16", "--data_folder=x"]
     assert parse(*argv)[1]["precision"] == "bf16"
     assert load(*argv)["amp"] == "bf16"
+    Path("hparams/cif.yaml").write_text("debug: False\njit_module_keys: null\n")
+    _, run_opts, overrides = parse("--debug", "--jit_module_keys", "a", "b")
+    assert run_opts["debug"] and run_opts["jit_module_keys"] == ["a", "b"]
+    assert overrides == 'debug: true\njit_module_keys: ["a", "b"]'
 
 
 def test_yaml_key_that_begins_a_run_option():

@@ -40,7 +40,7 @@ def info_nce(student, teacher, negatives, temperature=0.02):
 
 
 def equal_states(num_tokens):
-    """Uniform softmax over the own state and K negatives: each anchor costs log(1 + K)."""
+    """Uniform softmax over the own state and K negatives: log(1 + K) per anchor."""
     return torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(num_tokens, 1)
 
 
@@ -96,9 +96,10 @@ def test_quantity_loss_sums_the_distances_in_tokens():
     assert quantity.grad.tolist() == [-1, 0, 1]
 
 
-def test_quantity_that_would_broadcast_is_refused():
-    with pytest.raises(ValueError, match=r"quantity \[2, 1\] and target_lengths \[2\]"):
-        quantity_loss(torch.ones(2, 1), torch.tensor([1, 1]))
+@pytest.mark.parametrize("shape, target_shape", [((2, 1), (2,)), ((2,), (2, 1))])
+def test_quantity_that_would_broadcast_is_refused(shape, target_shape):
+    with pytest.raises(ValueError, match=r"quantity \[2.* and target_lengths \[2"):
+        quantity_loss(torch.ones(shape), torch.ones(target_shape, dtype=torch.long))
 
 
 # --- contrastive distillation: values ---
@@ -180,6 +181,18 @@ def test_acd_in_chunks_equals_acd_at_once():
         outcome.loss.backward()
         outcomes.append((*outcome, student.grad))
     torch.testing.assert_close(*outcomes)
+
+
+def test_acd_in_chunks_keeps_no_cosines_for_the_backward_pass():
+    student, teacher = randn(50, 8).requires_grad_(), randn(50, 8, seed=1)
+    widest = {}
+    for chunk_size in (50, 16):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+            contrastive_distillation(student, teacher, chunk_size=chunk_size)
+        widths = [x.shape[-1] for x in kept if x.dim() and x.is_floating_point()]
+        widest[chunk_size] = max(widths)
+    assert widest == {50: 50, 16: 8}
 
 
 def test_acd_repeats_with_the_generator_only():

@@ -6,9 +6,9 @@ possessives with subjects and tenses with time expressions, and each verb choose
 objects and circumstances that make sense with it ("my uncle sold fresh fruit at the
 market", never "my uncle baked the airport").
 
-Words written differently but pronounced alike (son/sun, four/for, sea/see) and words
-with two pronunciations (read, live, close) are left out: nothing in the audio could
-tell them apart.
+Words that sound alike (son/sun, for/four, to/too) and words with two pronunciations
+(read, live, close) are left out: nothing in the audio could tell them apart. The one
+exception is their/there, which the syntax tells apart.
 """
 
 import random
@@ -171,7 +171,7 @@ LISTS = {
     "number": "three, five, six, seven, ten, many",
     "copula": "is, was",
     "food": "soup, bread, coffee, cake, fish, chicken, tea",
-    "taste": "good, very good, too hot, cold, delicious, terrible",
+    "taste": "good, very good, very hot, cold, delicious, terrible",
     "place": "city, station, park, market, restaurant, museum, library, airport",
     "mood": "quiet, crowded, beautiful, empty, busy",
     "weather": "warm, cold, beautiful, terrible, very hot, good",

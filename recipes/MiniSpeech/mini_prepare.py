@@ -16,9 +16,9 @@ import multiprocessing
 import os
 import random
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from itertools import islice
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +32,7 @@ ESPEAK_RATE = 22050  # Hz
 MEAN_SECONDS = 2.7  # of an utterance, measured: turns hours into a number of sentences
 EVAL_SHARE = 14  # one utterance of dev, and one of test, for 14 of train
 MARKER = "mini_speech.json"
-SPEAKERS_HEADER = (
-    "; MiniSpeech: number | split | voice | pitch | pitch range | words per minute | "
-    "level (dB) | signal to noise (dB)"
-)
+SPEAKERS_HEADER = "; MiniSpeech: id | split | voice | pitch | range | rate | dB | SNR"
 FORMAT = 1  # to be raised when the same plan gives other audio, so corpora are remade
 
 # A speaker is one of espeak-ng's variants (voices/!v), so no voice is in two splits.
@@ -171,14 +168,14 @@ class Espeak:
         variant = data / "voices" / "!v" / speaker.voice.split("+")[1]
         if not variant.is_file():
             raise FileNotFoundError(
-                f"speaker {speaker.number}: {variant} is missing; MiniSpeech was "
-                "made for espeakng-loader 0.2.4. Run: pip install espeakng-loader==0.2.4"
+                f"{variant} is missing: espeak-ng is not of the version MiniSpeech is "
+                "made with. Run: pip install espeakng-loader==0.2.4"
             )
         rate = self.library.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), _PHONEME_EVENTS
         )
         if rate != ESPEAK_RATE:
-            raise RuntimeError(f"espeak-ng speaks at {rate} Hz, expected {ESPEAK_RATE}")
+            raise RuntimeError(f"espeak_Initialize gave {rate}, expected {ESPEAK_RATE}")
         self._callback = _SYNTH_CALLBACK(self._receive)  # or it is garbage-collected
         self.library.espeak_SetSynthCallback(self._callback)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(speaker.number))
@@ -277,28 +274,30 @@ def _record_chapter(speaker, lines, seed, folder):
     (folder / f"{name}.ctm").write_text("".join(alignment))
 
 
-def _record_all(chapters, seed, folder, processes):
+def _record_all(chapters, seed, folder, num_processes):
     """Record each speaker in a process of its own: see Espeak."""
     # The server imports once what its children would import one by one.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scipy.signal", "soundfile", "tqdm"])
-
-    def record(chapter):
-        speaker, lines = chapter
-        args = (speaker, lines, seed, folder)
-        process = context.Process(target=_record_chapter, args=args)
-        process.start()
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(
-                f"recording speaker {speaker.number} ({speaker.voice}) ended with exit "
-                f"code {process.exitcode}; its own message is above"
-            )
-
-    with ThreadPoolExecutor(processes) as pool:
-        done = pool.map(record, chapters)
-        for _ in tqdm(done, total=len(chapters), unit="speaker", disable=None):
-            pass
+    waiting, running = chapters[::-1], {}
+    with tqdm(total=len(chapters), unit="speaker", disable=None) as progress:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                speaker, lines = waiting.pop()
+                process = context.Process(
+                    target=_record_chapter, args=(speaker, lines, seed, folder)
+                )
+                process.start()
+                running[process.sentinel] = process, speaker
+            for sentinel in connection.wait(running):
+                process, speaker = running.pop(sentinel)
+                process.join()
+                progress.update()
+                if process.exitcode != 0:
+                    raise RuntimeError(
+                        f"recording speaker {speaker.number} ({speaker.voice}) ended "
+                        f"with exit code {process.exitcode}; its own message is above"
+                    )
 
 
 def _write_tables(chapters, folder):
@@ -343,7 +342,7 @@ def prepare_mini_speech(data_folder, hours=3.0, seed=0, processes=None):
     Raises
     ------
     FileExistsError
-        If data_folder holds another corpus.
+        If data_folder holds another corpus's SPEAKERS.TXT.
     """
     data_folder = Path(data_folder)
     chapters = plan(hours, seed)
@@ -392,12 +391,7 @@ def main():
     parser.add_argument("data_folder", help="where to put it")
     parser.add_argument("--hours", type=float, default=3.0, help="of train, hours")
     parser.add_argument("--seed", type=int, default=0, help="of sentences and noise")
-    parser.add_argument(
-        "--processes",
-        type=int,
-        default=os.cpu_count(),
-        help="at a time; does not change the result",
-    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at once")
     prepare_mini_speech(**vars(parser.parse_args()))
 
 

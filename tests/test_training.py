@@ -1,0 +1,152 @@
+"""Training end to end on tones: it learns, resumes exactly, and agrees with torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, tiny_arguments, train
+
+EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
+
+
+def epochs(run):
+    """Rows of epochs.jsonl without their wall-clock times."""
+    rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text().split("\n")[:-1]]
+    for row in rows:
+        row.pop("seconds")
+        row["train"].pop("seconds")
+        row["valid"].pop("seconds")
+    return rows
+
+
+def last_checkpoint(run):
+    """Parameters of the newest checkpoint."""
+    newest = max(run.glob("save/CKPT*"), key=os.path.getmtime)
+    return torch.load(newest / "model.ckpt")
+
+
+def evaluate(run, *arguments):
+    """Run evaluate.py; return what it printed."""
+    command = [sys.executable, str(ROOT / "evaluate.py"), str(run), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_it_learns_and_says_what_it_did(trained):
+    """24 epochs over 48 utterances of tones are enough for most letters."""
+    record = json.loads((trained / "run.json").read_text())
+    result = record["results"]["set2"]
+    assert result["error_rate"] < 30
+    edits = result["substitutions"] + result["deletions"] + result["insertions"]
+    assert result["error_rate"] == pytest.approx(100 * edits / result["reference_length"])
+    for key in ("yaml", "commands", "commit", "seed", "hardware", "parameters"):
+        assert record[key], key
+    last = epochs(trained)[-1]
+    assert last["epoch"] == 24 and last["valid"]["accuracy"] > 0.7
+    assert last["valid"]["quantity_error"] < 0.5
+    terms = last["train"]["losses"]
+    assert set(terms) == {"ce", "quantity", "ctc"}
+    assert sum(t["share"] for t in terms.values()) == pytest.approx(1)
+    total = sum(t["weight"] * t["value"] for t in terms.values())
+    assert last["train"]["loss"] == pytest.approx(total)
+    alignments = (trained / "errors_set2.txt").read_text()
+    assert "utt2-000" in alignments and "utt2-011" in alignments
+
+
+def test_scoring_leaves_checkpoints_alone(corpus, trained):
+    """--test_only gives the same figures and deletes nothing."""
+    before = sorted(trained.rglob("CKPT*/*"))
+    figures = json.loads((trained / "run.json").read_text())["results"]["set2"]
+    arguments = tiny_arguments(corpus, trained.parent, number_of_epochs=24)
+    train([*arguments, "--test_only"])
+    assert sorted(trained.rglob("CKPT*/*")) == before
+    again = json.loads((trained / "run.json").read_text())["results"]["set2"]
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in figures.items() if k != "seconds"
+    }
+
+
+def test_evaluate_does_not_depend_on_the_batch(trained):
+    evaluate(trained, "--split", "set2", "--eval_batch_seconds", "0.1")
+    alone = (trained / "errors_set2.txt").read_text()
+    evaluate(trained, "--split", "set2", "--eval_batch_seconds", "60")
+    assert (trained / "errors_set2.txt").read_text() == alone
+
+
+def test_evaluate_with_a_beam_and_one_checkpoint(trained):
+    printed = evaluate(
+        trained, "--split", "set2", "--beam", "4", "--num_checkpoints", "1"
+    )
+    assert "set2: CER" in printed
+    results = json.loads((trained / "run.json").read_text())["results"]
+    figures = results["set2_num_checkpoints=1_beam=4"]
+    assert figures["beam"] == 4 and figures["error_rate"] < 30
+
+
+def test_evaluate_names_the_sets_there_are(trained):
+    command = [sys.executable, str(ROOT / "evaluate.py"), str(trained), "--split", "tset2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode and "it has valid, set2" in done.stderr
+
+
+def test_a_weight_of_zero_builds_no_head(corpus, tmp_path):
+    arguments = tiny_arguments(corpus, tmp_path, ctc_weight=0, number_of_epochs=1)
+    train(arguments)
+    names = last_checkpoint(tmp_path / "run")
+    assert not [name for name in names if name.startswith("ctc")]
+    assert set(epochs(tmp_path / "run")[0]["train"]["losses"]) == {"ce", "quantity"}
+
+
+@pytest.mark.slow
+def test_resuming_equals_running_through(corpus, tmp_path):
+    """Interrupted within an epoch, with dropout, masks and speed perturbation."""
+    settings = {"number_of_epochs": 3, "speeds": "[90, 100, 110]"}
+    through = tiny_arguments(corpus, tmp_path / "a", **settings)
+    train(through)
+    resumed = tiny_arguments(corpus, tmp_path / "b", **settings, ckpt_interval_steps=1)
+    resumed += ["--ckpt_interval_minutes", "0"]
+    script = str(ROOT / "recipes/AISHELL-1/train.py")
+    process = subprocess.Popen(
+        [sys.executable, script, *resumed],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in process.stdout:
+        if "Going into epoch 2" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
+    assert len(epochs(tmp_path / "b/run")) < 3
+    train(resumed)
+    assert epochs(tmp_path / "a/run") == epochs(tmp_path / "b/run")
+    expected, got = (last_checkpoint(tmp_path / f"{run}/run") for run in "ab")
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+
+
+@pytest.mark.slow
+def test_torchrun_equals_one_process(corpus, tmp_path):
+    """Two processes, or one that accumulates two batches: the same losses."""
+    settings = {**EXACT, "freq_masks": 0, "time_masks": 0, "batch_seconds": 5}
+    one = tiny_arguments(
+        corpus, tmp_path / "one", **settings, grad_accumulation_factor=2
+    )
+    two = tiny_arguments(corpus, tmp_path / "two", **settings)
+    train(one)
+    train([*two, "--distributed_backend", "gloo"], processes=2)
+    for a, b in zip(epochs(tmp_path / "one/run"), epochs(tmp_path / "two/run"), strict=True):
+        assert a["updates"] == b["updates"]
+        assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
+        assert a["valid"]["loss"] == pytest.approx(b["valid"]["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_bf16_trains(corpus, tmp_path):
+    arguments = tiny_arguments(corpus, tmp_path, number_of_epochs=4, precision="bf16")
+    train(arguments)
+    rows = epochs(tmp_path / "run")
+    assert rows[-1]["train"]["loss"] < 0.8 * rows[0]["train"]["loss"]
