@@ -19,7 +19,9 @@ def parse_arguments():
         "--split", nargs="+", help="sets to score: valid, or a test set (default: all)"
     )
     parser.add_argument("--csv", help="score this csv instead (ID, wav, wrd)")
-    parser.add_argument("--beam", type=int, default=1, help="hypotheses kept; 1: greedy")
+    parser.add_argument(
+        "--beam", type=int, default=1, help="hypotheses kept; 1: greedy"
+    )
     parser.add_argument(
         "--tail_threshold", type=float, help="remainder that fires a last token, 0 to 1"
     )

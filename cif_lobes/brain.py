@@ -21,6 +21,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import get_rank
 from torch import Tensor
 
+from cif_lobes.distillation import distillation_losses
 from cif_lobes.ledger import Ledger
 from cif_lobes.losses import label_smoothed_ce, quantity_loss
 from cif_lobes.scoring import ErrorRate
@@ -50,6 +51,7 @@ class CIFBrain(sb.Brain):
 
     def compute_forward(self, batch, stage):
         """Encode, fire and decode with the true tokens; see `Predictions`."""
+        batch = batch.to(self.device)
         encoded, x_lengths = self.encode(batch, stage)
         tokens, relative = batch.tokens
         token_lengths = (relative * tokens.shape[1]).round().long()
@@ -75,15 +77,24 @@ class CIFBrain(sb.Brain):
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the losses over the batch; keeps the ledger."""
-        losses = self.losses(predictions, batch)
+        losses = self.losses(predictions)
+        if stage == sb.Stage.TRAIN and hasattr(batch, "teacher"):
+            losses |= distillation_losses(
+                self.hparams,
+                self.modules,
+                predictions,
+                batch.teacher.data,
+                _valid_mask(predictions),
+                self.ledger,
+            )
         self.ledger.add(losses, int(predictions.token_lengths.sum()))
         if stage != sb.Stage.TRAIN:
             self._score(predictions, batch, stage)
         return sum(weight * loss for weight, loss in losses.values())
 
-    def losses(self, p, batch):
-        """Each term as (weight, sum over the batch), by name."""
-        valid_mask = length_to_mask(p.token_lengths, p.tokens.shape[1]).bool()
+    def losses(self, p):
+        """Each term that needs no teacher as (weight, sum over the batch), by name."""
+        valid_mask = _valid_mask(p)
         hp = self.hparams
         losses = {
             "ce": (
@@ -127,7 +138,7 @@ class CIFBrain(sb.Brain):
         hypotheses, fired = self.transcribe(p.encoded, p.x_lengths)
         decode = self.hparams.tokenizer.decode
         self.error_rate.append(batch.id, [decode(h) for h in hypotheses], batch.text)
-        valid_mask = length_to_mask(p.token_lengths, p.tokens.shape[1]).bool()
+        valid_mask = _valid_mask(p)
         correct = (p.logits.argmax(-1) == p.tokens) & valid_mask
         self.ledger.count("accuracy", int(correct.sum()), int(valid_mask.sum()))
         quantity_error = (p.fired.quantity - p.token_lengths).abs().sum()
@@ -283,3 +294,9 @@ class CIFBrain(sb.Brain):
     def option(self, name):
         """A setting of the yaml that may be absent or null."""
         return getattr(self.hparams, name, None)
+
+
+def _valid_mask(predictions):
+    """[B, U], True at real tokens."""
+    lengths, tokens = predictions.token_lengths, predictions.tokens
+    return length_to_mask(lengths, tokens.shape[1], dtype=torch.bool)

@@ -36,11 +36,11 @@ def read_audio(path, sample_rate):
     return audio
 
 
-def make_dataset(manifest, tokenizer, sample_rate):
+def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
     """A dataset over one manifest.
 
     Its items are `id`, `signal` [samples], `tokens` [U + 1] ending in end of sentence,
-    and `text`, the normalised transcript.
+    `text`, the normalised transcript, and with a cache `teacher` [U + 1, H].
 
     Arguments
     ---------
@@ -50,6 +50,8 @@ def make_dataset(manifest, tokenizer, sample_rate):
         Fitted.
     sample_rate : int
         Hz.
+    teacher_cache : cif_lobes.teacher_cache.TeacherCache, optional
+        States of every utterance; checked beforehand.
 
     Returns
     -------
@@ -66,15 +68,16 @@ def make_dataset(manifest, tokenizer, sample_rate):
     def tokens(wrd):
         return torch.tensor(tokenizer.encode(wrd) + [tokenizer.eos_index])
 
-    return DynamicItemDataset(
-        rows,
-        dynamic_items=[
-            {"func": signal, "takes": ["wav"], "provides": "signal"},
-            {"func": tokens, "takes": ["wrd"], "provides": "tokens"},
-            {"func": tokenizer.normalize, "takes": ["wrd"], "provides": "text"},
-        ],
-        output_keys=["id", "signal", "tokens", "text"],
-    )
+    items = [
+        {"func": signal, "takes": ["wav"], "provides": "signal"},
+        {"func": tokens, "takes": ["wrd"], "provides": "tokens"},
+        {"func": tokenizer.normalize, "takes": ["wrd"], "provides": "text"},
+    ]
+    if teacher_cache is not None:
+        read = teacher_cache.__getitem__
+        items.append({"func": read, "takes": ["id"], "provides": "teacher"})
+    keys = ["id", *(item["provides"] for item in items)]
+    return DynamicItemDataset(rows, dynamic_items=items, output_keys=keys)
 
 
 def check_lengths(dataset, count_frames, name):

@@ -23,6 +23,7 @@ from cif_lobes.dataio import (
     make_dataset,
     train_loader_options,
 )
+from cif_lobes.distillation import open_cache, used_modules
 from cif_lobes.manifest import prepare_own_data, read_manifest
 from cif_lobes.run_record import RunRecord
 from cif_lobes.scoring import ErrorRate
@@ -59,8 +60,12 @@ def run(hparams_file, run_opts, overrides, prepare):
     tokenizer = hparams["tokenizer"]
     run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
     run_on_main(_keep_tokenizer, args=[hparams])
+    cache = open_cache(hparams, manifests["train"])
+    hparams["teacher_mean"] = cache and cache.mean
     datasets = {
-        name: make_dataset(path, tokenizer, hparams["sample_rate"])
+        name: make_dataset(
+            path, tokenizer, hparams["sample_rate"], cache if name == "train" else None
+        )
         for name, path in manifests.items()
     }
     brain = make_brain(hparams, run_opts)
@@ -77,9 +82,7 @@ def run(hparams_file, run_opts, overrides, prepare):
 def make_brain(hparams, run_opts):
     """The Brain of a loaded yaml; heads whose loss weighs nothing are left out."""
     hparams["record"] = RunRecord(hparams["output_folder"])
-    modules = dict(hparams["modules"])
-    if not hparams["ctc_weight"]:
-        modules.pop("ctc_head", None)
+    modules = used_modules(hparams)
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])
     return CIFBrain(

@@ -1,6 +1,5 @@
 """Waveforms to normalised log-mel features, with integer lengths throughout."""
 
-import torch
 from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import InputNormalization
 from torch import nn

@@ -317,8 +317,8 @@ def _draw_negatives(groups, own, num_negatives, generator):
     scores = torch.rand(
         same_group.shape, generator=generator, device=groups.device
     ).masked_fill_(same_group, -1)
-    # The cheapest exact draw: it sorts nothing, and equal scores cannot add a
-    # negative, as they would to a threshold on the scores.
+    # Exact without sorting the rows: equal scores cannot add a negative, as they would
+    # to a threshold on the scores.
     drawn = scores.topk(num_negatives, sorted=False).indices
     return torch.zeros_like(same_group).scatter_(1, drawn, True) & ~same_group
 

@@ -1,7 +1,7 @@
 """Character or word error rate with its substitutions, deletions and insertions."""
 
-from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 from speechbrain.dataio.wer import print_alignments, print_wer_summary
+from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 
 
 class ErrorRate:

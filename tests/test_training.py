@@ -15,7 +15,9 @@ EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
 def epochs(run):
     """Rows of epochs.jsonl without their wall-clock times."""
-    rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text().split("\n")[:-1]]
+    rows = [
+        json.loads(line) for line in (run / "epochs.jsonl").read_text().split("\n")[:-1]
+    ]
     for row in rows:
         row.pop("seconds")
         row["train"].pop("seconds")
@@ -41,7 +43,9 @@ def test_it_learns_and_says_what_it_did(trained):
     result = record["results"]["set2"]
     assert result["error_rate"] < 30
     edits = result["substitutions"] + result["deletions"] + result["insertions"]
-    assert result["error_rate"] == pytest.approx(100 * edits / result["reference_length"])
+    assert result["error_rate"] == pytest.approx(
+        100 * edits / result["reference_length"]
+    )
     for key in ("yaml", "commands", "commit", "seed", "hardware", "parameters"):
         assert record[key], key
     last = epochs(trained)[-1]
@@ -87,7 +91,13 @@ def test_evaluate_with_a_beam_and_one_checkpoint(trained):
 
 
 def test_evaluate_names_the_sets_there_are(trained):
-    command = [sys.executable, str(ROOT / "evaluate.py"), str(trained), "--split", "tset2"]
+    command = [
+        sys.executable,
+        str(ROOT / "evaluate.py"),
+        str(trained),
+        "--split",
+        "tset2",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode and "it has valid, set2" in done.stderr
 
@@ -138,7 +148,9 @@ def test_torchrun_equals_one_process(corpus, tmp_path):
     two = tiny_arguments(corpus, tmp_path / "two", **settings)
     train(one)
     train([*two, "--distributed_backend", "gloo"], processes=2)
-    for a, b in zip(epochs(tmp_path / "one/run"), epochs(tmp_path / "two/run"), strict=True):
+    for a, b in zip(
+        epochs(tmp_path / "one/run"), epochs(tmp_path / "two/run"), strict=True
+    ):
         assert a["updates"] == b["updates"]
         assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
         assert a["valid"]["loss"] == pytest.approx(b["valid"]["loss"], rel=1e-4)

@@ -25,7 +25,7 @@ def prepare(hparams):
 
 if __name__ == "__main__":
     default_yaml = pathlib.Path(__file__).parent / "hparams" / "cif.yaml"
-    arguments = parse(sys.argv[1:], default_yaml, __doc__)
+    arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
 
     from cif_lobes.experiment import run
 

@@ -1,0 +1,228 @@
+"""CIF, forward and backward: the staircase against the usual ways to write it.
+
+    python benchmarks/cif.py --out cif.md      (5 minutes, 2 GB, Linux)
+    python benchmarks/cif.py --all             (`loop` at every size, 10 GB)
+
+`staircase` is `cif`, `dense` is `cif_dense` (forward only). `scatter` adds the left and
+the right share of every frame with scatter_add, as github.com/George0828Zhang/torch_cif
+does. `loop` walks over the frames with the whole batch, as FunASR and WeNet do. All are
+given weights to scale to T / 4 tokens. Rounds are interleaved and time is that of the
+CPU, so that what else runs on the machine slows all of them alike; even so, ratios are
+more reliable than milliseconds. Each memory figure is from a process of its own: growth
+of the resident set at its peak, without x, alpha and the gradient from above.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+
+from cif_lobes.cif import cif, cif_dense
+
+SIZES = [(8, 100, 256), (16, 400, 256), (32, 800, 256), (16, 1600, 512)]
+# Large blocks stay with the process: otherwise page faults decide the timing.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**40),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
+# For the peak the opposite: what is freed is given back at once.
+RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+
+
+def staircase(x, alpha, x_lengths, target_lengths):
+    return cif(x, alpha, x_lengths, target_lengths).embeddings
+
+
+def dense(x, alpha, x_lengths, target_lengths):
+    return cif_dense(x, alpha, x_lengths, target_lengths).embeddings
+
+
+def scale(alpha, x_lengths, target_lengths):
+    padding_mask = torch.arange(alpha.shape[1]) >= x_lengths[:, None]
+    alpha = alpha.masked_fill(padding_mask, 0.0)
+    return alpha * (target_lengths / alpha.sum(1))[:, None]
+
+
+def scatter(x, alpha, x_lengths, target_lengths):
+    B, _, D = x.shape
+    U = int(target_lengths.max())
+    alpha = scale(alpha, x_lengths, target_lengths)
+    c = alpha.cumsum(1)
+    with torch.no_grad():
+        right = c.floor().long().clamp(max=U)
+        left = right.roll(1, dims=1)
+        left[:, 0] = 0
+        fires = right - left
+        skipped = (fires - 1).clamp(min=0)
+    right_weight = torch.where(fires > 0, c - right, 0.0)
+    left_weight = alpha - right_weight - skipped
+    out = x.new_zeros(B, U + 1, D)
+    for token, weight in (left, left_weight), (right, right_weight):
+        rows = token.unsqueeze(2).expand(-1, -1, D)
+        out = out.scatter_add(1, rows, weight.unsqueeze(2) * x)
+    # Tokens that lie within one frame.
+    for nth in range(1, int(skipped.max()) + 1):
+        rows = (left + nth).clamp(max=U).unsqueeze(2).expand(-1, -1, D)
+        out = out.scatter_add(1, rows, (skipped >= nth).unsqueeze(2) * x)
+    return out[:, :U]
+
+
+def loop(x, alpha, x_lengths, target_lengths):
+    B, T, D = x.shape
+    alpha = scale(alpha, x_lengths, target_lengths)
+    accumulator, token = x.new_zeros(B), x.new_zeros(B, D)
+    fires, tokens = [], []
+    for t in range(T):
+        fire = accumulator + alpha[:, t] >= 1.0
+        used = torch.where(fire, 1.0 - accumulator, alpha[:, t])
+        left = alpha[:, t] - used
+        token = token + used[:, None] * x[:, t]
+        fires.append(fire)
+        tokens.append(token)
+        token = torch.where(fire[:, None], left[:, None] * x[:, t], token)
+        accumulator = torch.where(fire, left, accumulator + alpha[:, t])
+    fires, tokens = torch.stack(fires, dim=1), torch.stack(tokens, dim=1)
+    out = x.new_zeros(B, int(target_lengths.max()), D)
+    for b, u in enumerate(target_lengths):
+        # Rounding may keep the last token from firing.
+        fired = tokens[b, fires[b]][:u]
+        out[b, : len(fired)] = fired
+    return out
+
+
+WAYS = {"staircase": staircase, "dense": dense, "scatter": scatter, "loop": loop}
+
+
+def make_batch(B, T, D):
+    torch.manual_seed(0)
+    x = torch.randn(B, T, D, requires_grad=True)
+    alpha = torch.rand(B, T).mul_(0.5).requires_grad_()
+    lengths = torch.full((B,), T), torch.full((B,), T // 4)
+    return (x, alpha, *lengths), torch.randn(B, T // 4, D)
+
+
+def step(way, arguments, grad):
+    """One pass; backward if there is a gradient from above."""
+    x, alpha, *lengths = arguments
+    if grad is None:
+        return WAYS[way](x.detach(), alpha.detach(), *lengths)
+    x.grad = alpha.grad = None
+    WAYS[way](*arguments).backward(grad)
+
+
+def check(size, ways):
+    """All ways compute the same, but for the last token, which `loop` may lose."""
+    arguments, grad = make_batch(*size)
+    expected = step("staircase", arguments, None)
+    for way in ways:
+        output = step(way, arguments, None)
+        torch.testing.assert_close(
+            output[:, :-1], expected[:, :-1], atol=1e-2, rtol=0.0
+        )
+
+
+def milliseconds(size, ways, rounds, loop_rounds, backward):
+    """Median over the rounds of each way."""
+    arguments, grad = make_batch(*size)
+    times = {way: [] for way in ways}
+    for number in range(rounds + 1):
+        for way in ways:
+            if way == "loop" and number > loop_rounds:
+                continue
+            begin = time.process_time()
+            step(way, arguments, grad if backward else None)
+            times[way].append(1e3 * (time.process_time() - begin))
+    # The first round warms up.
+    return {way: statistics.median(values[1:]) for way, values in times.items()}
+
+
+def resident_bytes(field):
+    with open("/proc/self/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return 1024 * int(lines[field].split()[0])
+
+
+def print_peak(way, size, backward):
+    """Growth of the resident set over one pass, as a multiple of the bytes of x."""
+    arguments, grad = make_batch(8, 50, 64)
+    step(way, arguments, grad if backward else None)
+    arguments, grad = make_batch(*size)
+    # Resets the mark of the highest resident set, VmHWM.
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = resident_bytes("VmRSS")
+    step(way, arguments, grad if backward else None)
+    print((resident_bytes("VmHWM") - before) / arguments[0].nbytes)
+
+
+def peak(way, size, backward):
+    command = [sys.executable, __file__, "--peak", way, *map(str, size), str(backward)]
+    environment = {**os.environ, **KEEP_MEMORY, **RETURN_MEMORY}
+    return float(subprocess.check_output(command, env=environment, text=True))
+
+
+def report(sizes, rounds, loop_rounds, everything):
+    lines = [
+        f"PyTorch {torch.__version__}, CPU, float32, 1 thread, CPU time, medians of {rounds} "
+        f"interleaved rounds ({loop_rounds} for `loop`); memory as a multiple of x.",
+        "",
+        "| (B, T, D) | way | forward ms | ratio | forward+backward ms | ratio | peak |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for size in sizes:
+        ways = [way for way in WAYS if way != "loop" or everything or size != SIZES[-1]]
+        check(size, ways)
+        forward = milliseconds(size, ways, rounds, loop_rounds, backward=False)
+        trained = [way for way in ways if way != "dense"]
+        both = milliseconds(size, trained, rounds, loop_rounds, backward=True)
+        for way, first in forward.items():
+            row = [
+                str(size),
+                way,
+                f"{first:.3f}",
+                f"{first / forward['staircase']:.1f}",
+            ]
+            if way in both:
+                row += [f"{both[way]:.3f}", f"{both[way] / both['staircase']:.1f}"]
+            else:
+                row += ["-", "-"]
+            row.append(f"{peak(way, size, way in both):.2f}")
+            lines.append(f"| {' | '.join(row)} |")
+            print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    if sys.argv[1:2] == ["--peak"]:
+        way, *size, backward = sys.argv[2:]
+        torch.set_num_threads(1)
+        return print_peak(way, tuple(map(int, size)), backward == "True")
+    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
+        # The allocator reads them when the process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", help="write the table, in markdown, to this file")
+    parser.add_argument("--rounds", type=int, default=30, help="passes of each way")
+    parser.add_argument("--loop_rounds", type=int, default=2, help="passes of `loop`")
+    parser.add_argument("--all", action="store_true", help="`loop` at the largest size")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    table = report(SIZES, options.rounds, options.loop_rounds, options.all)
+    if options.out:
+        with open(options.out, "w") as file:
+            file.write(table)
+    else:
+        print("\n" + table)
+
+
+if __name__ == "__main__":
+    main()

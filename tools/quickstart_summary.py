@@ -1,0 +1,14 @@
+"""Print the quickstart's figures, one line per row that was trained.
+
+python tools/quickstart_summary.py cif=results/MiniSpeech/cif/1986
+"""
+
+import json
+import pathlib
+import sys
+
+for argument in sys.argv[1:]:
+    row, _, run = argument.partition("=")
+    results = json.loads((pathlib.Path(run) / "run.json").read_text())["results"]
+    error_rate = results["test-clean-mini"]["error_rate"]
+    print(f"quickstart: test WER {error_rate:.1f} % ({row})")
