@@ -80,16 +80,19 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
     return DynamicItemDataset(rows, dynamic_items=items, output_keys=keys)
 
 
-def check_lengths(dataset, count_frames, name):
-    """Say which utterances have more tokens than the encoder has frames.
+def check_tokens(dataset, tokenizer, count_frames, name):
+    """Find tokens that cannot be learnt, before anything is trained.
 
-    CIF training fires them (several tokens in a frame), CTC cannot align them, and at
-    inference, where a frame weighs at most one token, they cannot be recognised.
+    An utterance with more tokens than encoder frames can be trained on (CIF fires
+    several in a frame, CTC ignores it) but not recognised, as a frame weighs one token
+    at most: it is reported. A vocabulary that does not know the text is an error.
 
     Arguments
     ---------
     dataset : DynamicItemDataset
         From `make_dataset`.
+    tokenizer : cif_lobes.tokens.Tokenizer
+        That of the dataset.
     count_frames : callable
         From seconds to encoder frames.
     name : str
@@ -98,20 +101,31 @@ def check_lengths(dataset, count_frames, name):
     Returns
     -------
     list of str
-        Their ids.
+        Ids of the utterances with too many tokens.
+
+    Raises
+    ------
+    ValueError
+        If more than 5 % of the tokens are unknown to the tokenizer.
     """
-    with dataset.output_keys_as(["id", "duration", "tokens"]):
-        too_long = []
-        for index, utterance_id in enumerate(dataset.data_ids):
-            row = dataset.data[utterance_id]
-            tokens = len(dataset[index]["tokens"])
-            if tokens > count_frames(row["duration"]):
-                too_long.append(utterance_id)
+    too_long, total, unknown = [], 0, 0
+    for utterance_id, row in dataset.data.items():
+        tokens = tokenizer.encode(row["wrd"])
+        total += len(tokens)
+        unknown += tokens.count(tokenizer.unk_index)
+        if len(tokens) + 1 > count_frames(row["duration"]):
+            too_long.append(utterance_id)
+    if unknown > 0.05 * total:
+        raise ValueError(
+            f"{name}: {unknown:,} of {total:,} tokens are unknown to "
+            f"{tokenizer.path}: it was made from other text. Run with another "
+            "--manifest_folder, or delete the file to make it from this training set"
+        )
     if too_long:
         logger.warning(
-            f"{name}: {len(too_long):,} of {len(dataset):,} utterances have more tokens "
-            f"than the encoder has frames, first {too_long[0]}: their text may be "
-            "wrong, or the tokens too small for this frame rate. Use larger units "
+            f"{name}: {len(too_long):,} of {len(dataset):,} utterances have more "
+            f"tokens than the encoder has frames, first {too_long[0]}: their text may "
+            "be wrong, or the tokens too small for this frame rate. Use larger units "
             "(vocab_size) or less pooling"
         )
     return too_long

@@ -18,15 +18,16 @@ from speechbrain.utils.distributed import (
 
 from cif_lobes.brain import CIFBrain
 from cif_lobes.dataio import (
-    check_lengths,
+    check_tokens,
     eval_loader_options,
     make_dataset,
     train_loader_options,
 )
 from cif_lobes.distillation import open_cache, used_modules
-from cif_lobes.manifest import prepare_own_data, read_manifest
+from cif_lobes.manifest import read_manifest
 from cif_lobes.run_record import RunRecord
 from cif_lobes.scoring import ErrorRate
+from cif_lobes.validation import prepare_own_data
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     parameters = sum(p.numel() for p in hparams["model"].parameters())
     record.start(hparams_file, hparams["seed"], parameters)
     for name in ("train", "valid"):
-        run_on_main(check_lengths, args=[datasets[name], brain.count_frames, name])
+        check_tokens(datasets[name], tokenizer, brain.count_frames, name)
     _fit(brain, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
     return score(brain, hparams, tests)

@@ -17,9 +17,9 @@ class BeamSearcher(torch.nn.Module):
 
         log p(y_u) + sum over scorers of weight * score(y_u)
 
-    without length penalty: CIF has decided the length. A hypothesis ends with the end of
-    sentence or at its utterance's last fire, whichever comes first, and keeps its place
-    in the beam for as long as its score earns it.
+    without length penalty: CIF has decided the length. A hypothesis ends with the end
+    of sentence or at its utterance's last fire, whichever comes first, and keeps its
+    place in the beam for as long as its score earns it.
 
     Arguments
     ---------
@@ -127,13 +127,13 @@ class BeamSearcher(torch.nn.Module):
         ended = (lengths == 0).repeat_interleave(width)
         previous = lengths.new_full((batch * width,), self.bos_index)
         before = vectors.new_zeros(batch * width, vectors.shape[2])
-        order, state = None, None
+        state = order = None
         memory = self._reset_scorer(vectors, lengths, encoded, x_lengths)
         for u in range(int(lengths.max())):
             vector = vectors[:, u].repeat_interleave(width, dim=0)
             # The dearest copy of the search: left out of a beam of one and after the
             # last step. index_select takes half the time of state[order].
-            if state is not None and width > 1:
+            if u > 0 and width > 1:
                 state = state.index_select(0, order)
             logits, state = self.decoder.step(vector, before, previous, state)
             log_probs = logits.float().log_softmax(-1)
@@ -150,8 +150,8 @@ class BeamSearcher(torch.nn.Module):
             total.masked_fill_(ended[:, None], -torch.inf)
             total[:, self.eos_index] = scores.where(ended, total[:, self.eos_index])
             best, candidates = total.view(batch, -1).topk(width)
-            # SpeechBrain's scorers say "impossible" with -1e20, and the CTC scorer takes
-            # it back at the next step; infinity cannot be taken back.
+            # SpeechBrain's scorers say "impossible" with -1e20, and the CTC scorer
+            # takes it back at the next step; infinity cannot be taken back.
             scores = best.masked_fill(best < -1e10, -torch.inf).flatten()
             order = (candidates // total.shape[1] + first).flatten()
             previous = (candidates % total.shape[1]).flatten()

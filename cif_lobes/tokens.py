@@ -151,10 +151,21 @@ class CharTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """SentencePiece unigram pieces (https://arxiv.org/abs/1808.06226).
+    """SentencePiece units (https://arxiv.org/abs/1808.06226).
 
     The vocabulary file is the SentencePiece model. A piece's span covers its
     characters without the space before the word.
+
+    Arguments
+    ---------
+    path : str
+        The vocabulary file, a SentencePiece model.
+    vocab_size : int
+        Output symbols V, specials included.
+    language : str
+        "zh" or "en".
+    model_type : str
+        "unigram", or "bpe", whose pieces grow to whole words with vocab_size.
 
     Example
     -------
@@ -166,6 +177,10 @@ class SentencePieceTokenizer(Tokenizer):
     'the dog ran'
     """
 
+    def __init__(self, path, vocab_size, language, model_type="unigram"):
+        super().__init__(path, vocab_size, language)
+        self.model_type = model_type
+
     def _train(self, texts):
         import sentencepiece
 
@@ -174,7 +189,7 @@ class SentencePieceTokenizer(Tokenizer):
             sentence_iterator=iter(texts),
             model_writer=model,
             vocab_size=self.vocab_size,
-            model_type="unigram",
+            model_type=self.model_type,
             character_coverage=1.0,
             normalization_rule_name="identity",
             pad_id=BLANK,

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from cif_lobes import manifest
-from cif_lobes.manifest import Limits, Utterance
+from cif_lobes import manifest, validation
+from cif_lobes.manifest import Utterance
 from cif_lobes.text import normalize
+from cif_lobes.validation import Limits
 
 EN = Limits("en")
 
@@ -36,7 +37,7 @@ def rows_of(path):
 
 def check_one(u, limits=EN, **kwargs):
     """The reason for which one utterance is rejected, or None."""
-    accepted, rejected = manifest.check_utterances([u], "train", limits, **kwargs)
+    accepted, rejected = validation.check_utterances([u], "train", limits, **kwargs)
     assert len(accepted) + len(rejected) == 1
     return rejected[0].reason if rejected else None
 
@@ -155,7 +156,7 @@ def test_read_says_how_to_convert_other_encodings(tmp_path):
 
 def test_accepted_has_folded_text_and_measured_duration(good):
     stated = dataclasses.replace(good, duration=99.0)
-    accepted, rejected = manifest.check_utterances([stated], "train", EN)
+    accepted, rejected = validation.check_utterances([stated], "train", EN)
     assert rejected == []
     assert accepted == [dataclasses.replace(good, duration=1.0, wrd="hello world")]
 
@@ -178,7 +179,7 @@ def test_every_reason(tmp_path, good):
     for reason, change in changes.items():
         assert check_one(dataclasses.replace(good, **change), limits) == reason
     assert check_one(good, limits, taken={"a": "other.wav"}) == "duplicate id"
-    assert changes.keys() | {"duplicate id"} == manifest.REMEDIES.keys()
+    assert changes.keys() | {"duplicate id"} == validation.REMEDIES.keys()
 
 
 def test_header_without_samples_is_empty_audio(tmp_path, good):
@@ -204,17 +205,17 @@ def test_token_limit_counts_end_of_sentence_and_units(good):
 
 def test_first_of_two_equal_ids_is_kept(tmp_path, good):
     second = dataclasses.replace(good, wav=write_audio(tmp_path / "b.wav"), wrd="two")
-    accepted, rejected = manifest.check_utterances([good, second, good], "train", EN)
+    accepted, rejected = validation.check_utterances([good, second, good], "train", EN)
     assert [u.wrd for u in accepted] == ["hello world"]
     assert [r.wav for r in rejected] == [second.wav, good.wav]
 
 
 def test_same_recording_may_be_in_two_splits(tmp_path, good):
     other = dataclasses.replace(good, wav=write_audio(tmp_path / "b.wav"))
-    kept = manifest.prepare_splits({"train": [good], "test": [good]}, tmp_path, EN)
+    kept = validation.prepare_splits({"train": [good], "test": [good]}, tmp_path, EN)
     assert len(kept["test"]) == 1
     with pytest.raises(ValueError, match="a: duplicate id .*a.wav in another split"):
-        manifest.prepare_splits({"train": [good], "test": [other]}, tmp_path, EN)
+        validation.prepare_splits({"train": [good], "test": [other]}, tmp_path, EN)
 
 
 # Preparing splits
@@ -228,7 +229,7 @@ def many(good, count, **change):
 
 def test_rejected_are_listed_and_counted(tmp_path, good, capsys):
     rows = many(good, 4, wrd=None)
-    manifest.prepare_splits({"train": rows}, tmp_path, EN, max_rejected=0.25)
+    validation.prepare_splits({"train": rows}, tmp_path, EN, max_rejected=0.25)
     assert rows_of(tmp_path / "rejected.csv") == [
         {
             "ID": "u3",
@@ -247,12 +248,12 @@ def test_rejected_are_listed_and_counted(tmp_path, good, capsys):
 def test_too_many_rejected_raises_with_remedy(tmp_path, good):
     rows = many(good, 4, wrd=None)
     with pytest.raises(ValueError) as error:
-        manifest.prepare_splits({"train": rows}, tmp_path, EN, max_rejected=0.24)
+        validation.prepare_splits({"train": rows}, tmp_path, EN, max_rejected=0.24)
     for part in (
         "train: 1 of 4 utterances rejected",
         "24.0%",
         f"u3: missing transcript (not in the transcript file): {good.wav}",
-        manifest.REMEDIES["missing transcript"],
+        validation.REMEDIES["missing transcript"],
         "--max_rejected 0.25",
     ):
         assert part in str(error.value)
@@ -263,7 +264,7 @@ def test_too_many_rejected_raises_with_remedy(tmp_path, good):
 @pytest.mark.parametrize("rows", [[], [Utterance("a", None, "lost.wav", "", "hi")]])
 def test_nothing_left_raises_whatever_is_allowed(tmp_path, rows):
     with pytest.raises(ValueError) as error:
-        manifest.prepare_splits({"train": rows}, tmp_path, EN, max_rejected=1.0)
+        validation.prepare_splits({"train": rows}, tmp_path, EN, max_rejected=1.0)
     assert "--max_rejected" not in str(error.value)
 
 
@@ -271,7 +272,7 @@ def test_up_to_date_until_an_input_changes(tmp_path, good):
     save, rows = tmp_path / "save", {"train": [good]}
 
     def runs(rows=rows, limits=EN):
-        return bool(manifest.prepare_splits(rows, save, limits))
+        return bool(validation.prepare_splits(rows, save, limits))
 
     assert runs()
     assert not runs()
@@ -293,13 +294,13 @@ def test_failed_preparation_is_not_up_to_date(tmp_path, good):
     os.rename(good.wav, tmp_path / "moved.wav")
     for _ in range(2):
         with pytest.raises(ValueError, match="missing audio"):
-            manifest.prepare_splits({"train": [good]}, tmp_path / "save", EN)
+            validation.prepare_splits({"train": [good]}, tmp_path / "save", EN)
 
 
 def test_interrupted_preparation_is_not_up_to_date(tmp_path, good, monkeypatch):
     save = tmp_path / "save"
     hello, bye = {"train": [good]}, {"train": [dataclasses.replace(good, wrd="bye")]}
-    manifest.prepare_splits(hello, save, EN)
+    validation.prepare_splits(hello, save, EN)
     write = manifest.write_manifest
 
     def write_and_stop(*args):
@@ -307,10 +308,10 @@ def test_interrupted_preparation_is_not_up_to_date(tmp_path, good, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(manifest, "write_manifest", write_and_stop)
+        context.setattr(validation, "write_manifest", write_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            manifest.prepare_splits(bye, save, EN)
-    manifest.prepare_splits(hello, save, EN)
+            validation.prepare_splits(bye, save, EN)
+    validation.prepare_splits(hello, save, EN)
     assert manifest.read_manifest(save / "train.csv")[0].wrd == "hello world"
 
 
@@ -337,7 +338,7 @@ def test_own_data_of_every_format_rate_and_channel_count(tmp_path):
         f"Bye,kim,{audio / 'a.wav'},z,",
     )
     save = tmp_path / "save"
-    made = manifest.prepare_own_data(
+    made = validation.prepare_own_data(
         {"train": train, "valid": train, "test": [test]}, save, "en"
     )
     assert made == {n: str(save / f"{n}.csv") for n in ("train", "valid", "calls")}
@@ -351,10 +352,10 @@ def test_own_data_passes_limits_on(tmp_path, good):
     train = write_csv(tmp_path / "mine.csv", "ID,wav,wrd", "a,a.wav,hi", "b,a.wav,")
     own = {"train": train}
     with pytest.raises(ValueError, match="empty text"):
-        manifest.prepare_own_data(own, tmp_path / "s", "en")
-    manifest.prepare_own_data(own, tmp_path / "s", "en", max_rejected=0.5)
+        validation.prepare_own_data(own, tmp_path / "s", "en")
+    validation.prepare_own_data(own, tmp_path / "s", "en", max_rejected=0.5)
     with pytest.raises(ValueError, match="too long"):
-        manifest.prepare_own_data(own, tmp_path / "s", "en", 0.5, max_duration=0.5)
+        validation.prepare_own_data(own, tmp_path / "s", "en", 0.5, max_duration=0.5)
 
 
 @pytest.mark.parametrize("names", [["a/calls.csv", "b/calls.csv"], ["a/train.csv"]])
@@ -365,13 +366,13 @@ def test_own_data_refuses_two_csv_of_one_name(tmp_path, good, names):
         write_csv(tmp_path / name, "ID,wav,wrd", "a,../a.wav,hi")
     own = {"train": tmp_path / "mine.csv", "test": [tmp_path / name for name in names]}
     with pytest.raises(ValueError, match="rename it"):
-        manifest.prepare_own_data(own, tmp_path / "save", "en")
+        validation.prepare_own_data(own, tmp_path / "save", "en")
 
 
 def test_own_data_is_never_overwritten(tmp_path, good):
     train = write_csv(tmp_path / "train.csv", "ID,wav,wrd", "a,a.wav,HI")
     with pytest.raises(ValueError, match="out of the save folder"):
-        manifest.prepare_own_data({"train": train}, tmp_path, "en")
+        validation.prepare_own_data({"train": train}, tmp_path, "en")
 
 
 # Counts, imports
@@ -380,7 +381,7 @@ def test_own_data_is_never_overwritten(tmp_path, good):
 @pytest.mark.parametrize("found", [7176, 7175])
 def test_counts_warn_only_where_they_differ(caplog, capsys, found):
     with caplog.at_level(logging.WARNING):
-        manifest.check_counts("test", {"utterances": found}, {"utterances": 7176})
+        validation.check_counts("test", {"utterances": found}, {"utterances": 7176})
     assert f"{found:,}" in capsys.readouterr().out
     assert bool(caplog.records) == (found != 7176)
 

@@ -103,5 +103,3 @@ def test_a_larger_vocabulary_than_the_network(tmp_path):
 def test_not_fitted(tmp_path):
     with pytest.raises(FileNotFoundError, match="train.py makes it"):
         CharTokenizer(tmp_path / "none", 8, "zh").encode("好")
-
-

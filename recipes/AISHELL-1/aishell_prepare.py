@@ -16,7 +16,8 @@ import zlib
 
 from tqdm import tqdm
 
-from cif_lobes.manifest import Limits, Utterance, check_counts, prepare_splits
+from cif_lobes.manifest import Utterance
+from cif_lobes.validation import Limits, check_counts, prepare_splits
 
 # Counted on the corpus as published; characters after normalisation.
 PUBLISHED = {

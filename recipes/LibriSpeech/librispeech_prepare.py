@@ -11,7 +11,8 @@ import collections
 import os
 import pathlib
 
-from cif_lobes.manifest import Limits, Utterance, check_counts, prepare_splits
+from cif_lobes.manifest import Utterance
+from cif_lobes.validation import Limits, check_counts, prepare_splits
 
 PUBLISHED = {
     "train-clean-100": 28539,

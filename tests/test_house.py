@@ -1,0 +1,96 @@
+"""Who may import whom, how long a file may be, and what may not be in the project."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+LIBRARY = sorted((ROOT / "cif_lobes").glob("*.py"))
+SCRIPTS = [
+    *ROOT.glob("*.py"),
+    *ROOT.glob("recipes/*/*.py"),
+    *ROOT.glob("tools/*.py"),
+    *ROOT.glob("benchmarks/*.py"),
+]
+STDLIB = sys.stdlib_module_names
+
+# What a room may use beside the standard library; the rooms not named here may use
+# SpeechBrain and everything below them, but not `brain` and what stands above it.
+LIGHT = {
+    "text": set(),
+    "cli": {"ruamel", "speechbrain"},  # the latter once arguments are known to be good
+    "manifest": {"soundfile"},
+    "validation": {"soundfile", "tqdm", "cif_lobes.text", "cif_lobes.manifest"},
+    "token_alignment": set(),
+    "cif": {"torch", "cif_lobes.cif_operator", "cif_lobes.cif_plan"},
+    "cif_plan": {"torch"},
+    "cif_operator": {"torch", "cif_lobes.cif_plan"},
+    "losses": {"torch"},
+    "teacher_cache": {"torch", "h5py", "numpy"},
+    "decoder": {"torch", "speechbrain"},
+    "encoder": {"torch", "speechbrain"},
+    "features": {"torch", "speechbrain"},
+}
+TOP = {"brain", "experiment", "inference"}
+
+
+def imports(path):
+    """Modules a file imports, functions included; cif_lobes.x stays whole."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+            if node.module == "cif_lobes":
+                found |= {f"cif_lobes.{alias.name}" for alias in node.names}
+    return {n if n.startswith("cif_lobes") else n.split(".")[0] for n in found}
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_light_rooms(room):
+    path = ROOT / "cif_lobes" / f"{room}.py"
+    outside = {name for name in imports(path) if name not in STDLIB}
+    assert outside <= LIGHT[room]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
+def test_library_rooms(path):
+    used = imports(path)
+    if path.stem not in TOP:
+        assert not used & {f"cif_lobes.{name}" for name in TOP}
+    if path.stem != "teachers":
+        assert "transformers" not in used
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_scripts_use_the_library_and_their_own_folder(path):
+    neighbours = {p.stem for p in path.parent.glob("*.py")}
+    scripts = {p.stem for p in SCRIPTS} - (
+        neighbours if path.parent.parent.name == "recipes" else set()
+    )
+    assert not imports(path) & (scripts - {"cif", "acd", "teacher_cache"})
+
+
+@pytest.mark.parametrize(
+    "module", ["cif_lobes", "cif_lobes.cli", "cif_lobes.manifest", "cif_lobes.text"]
+)
+def test_these_start_without_torch(module):
+    code = f"import sys, {module}; assert not {{'torch', 'speechbrain'}} & {{*sys.modules}}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["cif", "losses", "teacher_cache"])
+def test_these_work_without_speechbrain(module):
+    code = f"import sys, cif_lobes.{module}; assert 'speechbrain' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_file_is_long():
+    for path in [*LIBRARY, *SCRIPTS]:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 400, f"{path} has {lines} lines"
+        assert path.name != "train.py" or lines < 200

@@ -1,0 +1,114 @@
+"""Every command of the README runs, on a tiny corpus where it names a large one."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import PITCH, ROOT, TINY, speak, write_corpus
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [c.split()[1] for c in COMMANDS if c.startswith("make ")]
+    assert "quickstart" in targets
+    for target in [*targets, "test", "lint", "setup"]:
+        assert f"\n{target}:" in makefile
+
+
+def test_every_link_leads_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
+
+
+def aishell(folder):
+    """AISHELL-1's layout with tones for characters."""
+    import soundfile
+
+    transcript = folder / "data_aishell/transcript/aishell_transcript_v0.8.txt"
+    transcript.parent.mkdir(parents=True)
+    lines = []
+    for number, split in enumerate(("train", "dev", "test")):
+        speaker = f"S{number:04d}"
+        wavs = folder / "data_aishell/wav" / split / speaker
+        wavs.mkdir(parents=True)
+        for i in range(8):
+            name, text = f"BAC009{speaker}W{i:04d}", "abcd"[i % 4] * (2 + i % 3)
+            soundfile.write(wavs / f"{name}.wav", speak(text), 16000)
+            lines.append(f"{name} {' '.join(text)}\n")
+    transcript.write_text("".join(lines))
+
+
+def librispeech(folder):
+    """LibriSpeech's layout with tones for letters."""
+    import soundfile
+
+    splits = "train-clean-100 train-clean-360 train-other-500 dev-clean dev-other"
+    for number, split in enumerate([*splits.split(), "test-clean", "test-other"]):
+        chapter = folder / split / f"{number}" / "1"
+        chapter.mkdir(parents=True)
+        lines = []
+        for i in range(6):
+            name, text = f"{number}-1-{i:04d}", list(PITCH)[i % 4] * (2 + i % 3)
+            soundfile.write(chapter / f"{name}.flac", speak(text), 16000)
+            lines.append(f"{name} {text.upper()}\n")
+        (chapter / f"{number}-1.trans.txt").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working folder in which the README's paths mean something small."""
+    place = tmp_path_factory.mktemp("readme")
+    aishell(place / "data/aishell")
+    librispeech(place / "data/LibriSpeech")
+    for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
+        shutil.move(write_corpus(place / "my", 8, seed), place / f"my/{name}.csv")
+    return place
+
+
+def in_place(command, place):
+    """The command as typed, with large things replaced by small ones."""
+    words = shlex.split(command.replace("/data/", f"{place}/data/"))
+    words = [
+        str(ROOT / w) if (ROOT / w).exists() and "/" in w or w == "evaluate.py" else w
+        for w in words
+    ]
+    if words[0] == "python":
+        words[0] = sys.executable
+    elif words[0] == "torchrun":
+        words[:1] = [sys.executable, "-m", "torch.distributed.run"]
+        words += ["--distributed_backend", "gloo"]
+    if any(w.endswith("train.py") for w in words) and "--help" not in words:
+        settings = {**TINY, "number_of_epochs": 1, "device": "cpu", "vocab_size": 12}
+        # The scripts' own first steps are what is tested here, not their accuracy.
+        words += [p for k, v in settings.items() for p in (f"--{k}", str(v))]
+        words += ["--max_rejected", "0.5"]
+    return words
+
+
+@pytest.mark.slow
+def test_commands_run_in_order(place):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    scripts = [c for c in COMMANDS if not c.startswith(("make ", "source "))]
+    assert len(scripts) >= 8
+    for command in scripts:
+        done = subprocess.run(
+            in_place(command, place),
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert (place / "fires.png").stat().st_size > 10_000
