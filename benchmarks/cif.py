@@ -170,8 +170,8 @@ def peak(way, size, backward):
 
 def report(sizes, rounds, loop_rounds, everything):
     lines = [
-        f"PyTorch {torch.__version__}, CPU, float32, 1 thread, CPU time, medians of {rounds} "
-        f"interleaved rounds ({loop_rounds} for `loop`); memory as a multiple of x.",
+        f"PyTorch {torch.__version__}, CPU, float32, 1 thread, medians of {rounds} "
+        f"interleaved rounds ({loop_rounds} for `loop`); peak memory as a multiple of x.",
         "",
         "| (B, T, D) | way | forward ms | ratio | forward+backward ms | ratio | peak |",
         "|---|---|---|---|---|---|---|",
@@ -182,17 +182,14 @@ def report(sizes, rounds, loop_rounds, everything):
         forward = milliseconds(size, ways, rounds, loop_rounds, backward=False)
         trained = [way for way in ways if way != "dense"]
         both = milliseconds(size, trained, rounds, loop_rounds, backward=True)
-        for way, first in forward.items():
-            row = [
-                str(size),
-                way,
-                f"{first:.3f}",
-                f"{first / forward['staircase']:.1f}",
-            ]
-            if way in both:
-                row += [f"{both[way]:.3f}", f"{both[way] / both['staircase']:.1f}"]
-            else:
-                row += ["-", "-"]
+        for way in ways:
+            row = [str(size), way]
+            for times in forward, both:
+                if way in times:
+                    row.append(f"{times[way]:.3f}")
+                    row.append(f"{times[way] / times['staircase']:.1f}")
+                else:
+                    row += ["-", "-"]
             row.append(f"{peak(way, size, way in both):.2f}")
             lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)
@@ -212,7 +209,7 @@ def main():
     )
     parser.add_argument("--out", help="write the table, in markdown, to this file")
     parser.add_argument("--rounds", type=int, default=30, help="passes of each way")
-    parser.add_argument("--loop_rounds", type=int, default=2, help="passes of `loop`")
+    parser.add_argument("--loop_rounds", type=int, default=1, help="passes of `loop`")
     parser.add_argument("--all", action="store_true", help="`loop` at the largest size")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -7,8 +7,8 @@ its frames, weighted, with the frame at the boundary shared between two tokens.
 
 Here the loop of the paper is a sum in closed form. With c[t] the cumulative weight in
 thresholds, frame t covers [c[t - 1], c[t]] on the axis of tokens, token u covers
-[u, u + 1], and the weight of the frame in the token is what they share. `cif_plan` places
-the frames on that axis, `cif_operator` forms the sums.
+[u, u + 1], and the weight of the frame in the token is what they share. `cif_plan`
+places the frames on that axis, `cif_operator` forms the sums.
 """
 
 from typing import NamedTuple
@@ -30,8 +30,8 @@ class CIFOutput(NamedTuple):
     quantity: Tensor
     """torch.Tensor, [B], float32: sum of the unscaled weights, in tokens."""
     boundaries: Tensor
-    """torch.Tensor, [B, U + 1], float32: token u lasts from boundary u to boundary
-    u + 1, in encoder frames; behind `lengths` the last boundary repeats. No gradient."""
+    """torch.Tensor, [B, U + 1], float32: token u lasts from boundary u to u + 1, in
+    encoder frames; behind `lengths` the last one repeats. Not differentiable."""
 
     @property
     def durations(self):
@@ -108,17 +108,14 @@ def cif(x, alpha, x_lengths, target_lengths=None, threshold=1.0, tail_threshold=
     )
     # The only wait for a GPU: the sizes of the output, with all that is to be checked.
     sizes = torch.cat([x_lengths[:, None], plan.lengths, plan.is_negative], dim=1)
-    sizes = sizes.tolist()
-    _check_values(sizes, x.shape[1])
-    num_tokens = max((tokens for _, tokens, _ in sizes), default=0)
-    num_pairs = sum(n + tokens - 1 for n, tokens, _ in sizes if n and tokens)
+    num_tokens, num_pairs = _check_sizes(sizes.tolist(), x.shape[1])
 
     positions = boundary_positions(plan, num_tokens)
     edges = torch.searchsorted(plan.clock, positions).clamp_(max=x.shape[1])
     boundaries = boundary_times(plan, positions, edges, x_lengths)
     if num_pairs > 0:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        stairs = make_staircase(plan, edges, num_pairs, dtype)
+        stairs = make_staircase(plan, num_tokens, num_pairs, dtype)
         embeddings, quantity = Integrate.apply(x, alpha, plan, stairs)
     else:
         embeddings = x.new_zeros(x.shape[0], num_tokens, x.shape[2])
@@ -131,10 +128,11 @@ def cif_dense(
 ):
     """`cif` as one dense matrix product per utterance, for export.
 
-    Same arguments and output as `cif`, but without gradient, checks, search, scatter or
-    ragged list: everything is elementwise, a cumulative sum, a gather or a product of
-    matrices. Cost grows as T * U instead of T + U; it is the faster of the two only
-    when B * T * U * D is below about a million, by a tenth of a millisecond.
+    Same arguments and output as `cif`, but no gradient to `alpha`, no checks, and no
+    search, scatter or ragged list: everything is elementwise, a cumulative sum, a gather
+    or a product of matrices. Its cost grows as T * U instead of T + U: on a CPU it is
+    the faster one only while B * T * U * D is below a million, by 0.1 ms. Hence `cif`
+    never switches to it, which also keeps an utterance the same bits in any batch.
 
     Example
     -------
@@ -143,7 +141,9 @@ def cif_dense(
     >>> cif_dense(x, alpha, torch.tensor([4])).embeddings.flatten().tolist()
     [1.5, 4.5, 8.0]
     """
-    plan = make_plan(alpha, x_lengths, target_lengths, threshold, tail_threshold)
+    plan = make_plan(
+        alpha.detach(), x_lengths, target_lengths, threshold, tail_threshold
+    )
     num_tokens = plan.lengths.max().item()
     positions = boundary_positions(plan, num_tokens)
     edges = (plan.clock[:, None] < positions[:, :, None]).sum(2).clamp(max=x.shape[1])
@@ -197,22 +197,27 @@ def _check_inputs(x, alpha, x_lengths, target_lengths, threshold, tail_threshold
     return lengths.values()
 
 
-def _check_values(sizes, num_frames):
-    """`sizes`: frames, tokens and whether a weight is negative, of each utterance."""
+def _check_sizes(sizes, max_frames):
+    """Frames, tokens and whether a weight is negative, of each utterance -> U and N."""
+    num_tokens = num_pairs = 0
     for index, (frames, tokens, is_negative) in enumerate(sizes):
-        where = f"utterance {index} of the batch"
-        if not 0 <= frames <= num_frames:
+        if not 0 <= frames <= max_frames:
             raise ValueError(
-                f"{where}: x_lengths is {frames}, but x has {num_frames} frames. Are "
-                "the lengths those after the encoder's time reduction?"
+                f"utterance {index} of the batch: x_lengths is {frames}, but x has "
+                f"{max_frames} frames. Are they lengths after the encoder's reduction?"
             )
         if is_negative:
-            raise ValueError(f"{where}: negative alpha. Is the sigmoid missing?")
+            raise ValueError(
+                f"utterance {index} of the batch: negative alpha. No sigmoid?"
+            )
         if tokens < 0:
             raise ValueError(
-                f"{where}: target_lengths is negative or alpha is not finite. Look for "
-                "NaN in the encoder's output"
+                f"utterance {index} of the batch: target_lengths is negative, or alpha "
+                "is not finite. Look for NaN in the encoder's output"
             )
+        num_tokens = max(num_tokens, tokens)
+        num_pairs += frames + tokens - 1 if frames and tokens else 0
+    return num_tokens, num_pairs
 
 
 class CIF(nn.Module):

@@ -1,4 +1,4 @@
-"""Integration of frames into tokens, forward and backward, as products with a staircase.
+"""Integration of frames into tokens, forward and backward, in closed form.
 
 With r[t] the token at the end c[t] of frame t, W[u, t] the weight of frame t in token u
 and g[u] the gradient of token u:
@@ -24,8 +24,9 @@ class Staircase(NamedTuple):
     """The N pairs (frame, token) that can overlap, sorted by frame and token at once.
 
     From one pair to the next either the frame or the token advances by one. So the
-    pairs of a frame are neighbours, and so are those of a token; pair (t, u) is number
-    t + u of its utterance, and an utterance has T + U - 1 of them.
+    pairs of a frame are neighbours, and so are those of a token, and an utterance of T
+    frames and U tokens has T + U - 1 of them. One list serves all three products of
+    the operator as sums over neighbours: no atomics, no copy of the frames.
     """
 
     frames: Tensor  # [N] int64: rows of x laid flat
@@ -35,40 +36,40 @@ class Staircase(NamedTuple):
     token_offsets: Tensor  # [B * U + 1] int64: first pair of each token, then N
 
 
-def make_staircase(plan, edges, num_pairs, dtype):
-    """List the pairs of a plan; `edges` are the first ones at or behind 0..U."""
-    B, T = plan.valid_mask.shape
-    U = edges.shape[1] - 1
+def make_staircase(plan, num_tokens, num_pairs, dtype):
+    """List the pairs of a plan; `num_tokens` is U."""
+    B = len(plan.lengths)
     token = token_of_edge(plan)
-    before = token[:, :-1]
+    at_start = token[:, :-1]
 
-    has_pairs = plan.valid_mask & (plan.lengths > 0)
-    counts = (token[:, 1:] - before).add_(1).mul_(has_pairs).flatten()
+    # From the token at the start of a frame to the one at its end; these are the same
+    # in padding and where no token fires.
+    is_paired = plan.valid_mask & (plan.lengths > 0)
+    counts = (token[:, 1:] - at_start).add_(is_paired).long().flatten()
     frame_offsets = pad(counts.cumsum(0), (1, 0))
     frames = torch.repeat_interleave(counts, output_size=num_pairs)
 
     def by_pair(per_frame):
         return per_frame.flatten().index_select(0, frames)
 
-    # The n-th pair of a frame is with the n-th token after the one at its beginning.
+    # The n-th pair of a frame is with the n-th token after the one at its start; from
+    # there, the frame covers [start, end] and this token [n, n + 1].
     n = torch.arange(num_pairs, device=token.device)
     n = n.sub_(by_pair(frame_offsets[:-1]))
-    first_row = torch.arange(B, device=token.device).mul_(U)[:, None]
-    tokens = by_pair(before + first_row).add_(n)
-    start, end = by_pair(plan.c[:, :-1] - before), by_pair(plan.c[:, 1:] - before)
-    overlap = torch.minimum(end, n + 1).sub_(torch.maximum(start, n))
+    first_row = torch.arange(B, device=token.device).mul_(num_tokens)[:, None]
+    tokens = by_pair(at_start.long() + first_row).add_(n)
+    start = by_pair(plan.c[:, :-1] - at_start)
+    end = by_pair(plan.c[:, 1:] - at_start)
+    n = n.double()
+    overlap = torch.minimum(end, n + 1.0).sub_(torch.maximum(start, n))
 
-    u = torch.arange(U, device=token.device)
-    bounds = frame_offsets[::T]
-    first = (edges[:, :-1] - 1).clamp_(min=0).add_(u).add_(bounds[:-1, None])
-    has_pairs = u < plan.lengths * plan.valid_mask[:, :1]
-    token_offsets = torch.where(has_pairs, first, bounds[1:, None]).flatten()
+    rows = torch.arange(B * num_tokens + 1, device=token.device)
     return Staircase(
         frames=frames,
         tokens=tokens,
         weights=overlap.mul_(plan.threshold).to(dtype),
         frame_offsets=frame_offsets,
-        token_offsets=torch.cat([token_offsets, bounds[-1:]]),
+        token_offsets=torch.searchsorted(tokens, rows),
     )
 
 
@@ -111,7 +112,7 @@ def _rows(x):
 
 
 def _bag_sums(table, rows, offsets, weights):
-    """Weighted sums of bags of rows: neither atomics nor a copy of the rows."""
+    """Weighted sum of the rows in each bag."""
     return torch.embedding_bag(table, rows, offsets, False, 0, False, weights, True)[0]
 
 

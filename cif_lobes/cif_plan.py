@@ -81,12 +81,12 @@ def make_plan(alpha, x_lengths, target_lengths, threshold, tail_threshold):
 
 
 def token_of_edge(plan):
-    """Token that receives what follows each edge of a frame: [B, T + 1] int64.
+    """Token that receives what follows each edge of a frame: [B, T + 1] float64.
 
     At and behind the last boundary it is the last token: nothing follows.
     """
     last = (plan.lengths - 1).clamp_(min=0)
-    return torch.minimum(plan.c.floor(), last).long()
+    return torch.minimum(plan.c.floor(), last)
 
 
 def boundary_positions(plan, num_tokens):

@@ -61,7 +61,9 @@ def run(hparams_file, run_opts, overrides, prepare):
     tokenizer = hparams["tokenizer"]
     run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
     run_on_main(_keep_tokenizer, args=[hparams])
-    cache = open_cache(hparams, manifests["train"])
+    # Only training reads the teacher's states.
+    learning = not run_opts.get("test_only")
+    cache = open_cache(hparams, manifests["train"]) if learning else None
     hparams["teacher_mean"] = cache and cache.mean
     datasets = {
         name: make_dataset(

@@ -5,10 +5,8 @@ import random
 import shlex
 import sys
 import time
+from importlib.metadata import version
 
-import h5py
-import torch
-import transformers
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
@@ -22,6 +20,7 @@ from cif_lobes.text import normalize
 # Of a state's length. Rounding to bfloat16 moves it by 0.2 %, another text by far more.
 TOLERANCE = 0.01
 SAMPLE = 200  # utterances computed again
+VERSIONS_OF = ("torch", "transformers", "tokenizers", "h5py")
 
 
 def run(verb, hparams_file, run_opts, overrides):
@@ -107,8 +106,7 @@ def build(hparams, texts):
     aligned = teacher.align(utterance_of, tokenizer)
     notes = {
         "teacher": teacher.source,
-        "versions": f"torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, h5py {h5py.__version__}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in VERSIONS_OF),
         "command": _command().replace(" --overwrite True", ""),
     }
     started = time.monotonic()
@@ -132,7 +130,7 @@ def build(hparams, texts):
         writer.finish()
     print(
         f"{path}: {len(texts):,} utterances, {len(aligned):,} distinct texts, "
-        f"{os.path.getsize(path) / 1e9:.2f} GB, {time.monotonic() - started:.0f} s\n"
+        f"{os.path.getsize(path) / 1e6:,.1f} MB, {time.monotonic() - started:.0f} s\n"
         "Look at it with the verb inspect before training on it"
     )
 

@@ -2,7 +2,6 @@
 
 import os
 import random
-import textwrap
 from collections import Counter
 
 import torch
@@ -146,7 +145,7 @@ def _neighbours(cache, utterances, texts, tokenizer):
         f"Nearest other tokens, cosine of centred states, of {len(tokens):,} tokens"
     ]
     for utt_id in utterances[:SENTENCES]:
-        lines.append(textwrap.shorten(f"  {utt_id}  {texts[utt_id]}", 88))
+        lines.append(f"  {utt_id}  {texts[utt_id][:60]}")
         first = owners.index(utt_id)
         for i in range(first, min(first + TOKENS, first + cache.num_states(utt_id))):
             similarity = states @ states[i]

@@ -224,7 +224,9 @@ def token_batches(texts, batch_tokens):
 
 
 def _load_tokenizer(source):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        source, local_files_only=os.path.isdir(source)
+    )
     if not tokenizer.is_fast:
         raise ValueError(
             f"teacher {source}: {type(tokenizer).__name__} is a Python tokenizer, "
@@ -242,7 +244,10 @@ def _load_encoder(source):
     transformers.logging.set_verbosity_error()
     try:
         model, report = transformers.AutoModel.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=os.path.isdir(source),
         )
     finally:
         transformers.logging.set_verbosity(verbosity)

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 # Tests are small: one thread each is fastest, and the hub is never asked.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -108,6 +109,12 @@ def train(arguments, recipe="AISHELL-1", processes=1, check=True, **kwargs):
     return subprocess.run(
         command, check=check, capture_output=True, text=True, cwd=ROOT, **kwargs
     )
+
+
+def last_checkpoint(run):
+    """Parameters of the newest checkpoint."""
+    newest = max(run.glob("save/CKPT*"), key=os.path.getmtime)
+    return torch.load(newest / "model.ckpt")
 
 
 def load_module(path):

@@ -116,7 +116,7 @@ INFERENCE = {
     "long_silence": weights(SILENCE, [1e-6] * 50),
 }
 TRAINING = {
-    "speech": (*INFERENCE["speech"][:2], torch.tensor([40, 23, 1, 5, 31]), [9, 4, 1, 2, 7]),
+    "speech": (*batch(40, 23, 1, 5, 31), [9, 4, 1, 2, 7]),
     "more_tokens_than_frames": (*batch(3, 8, 1), [7, 19, 4]),
     "one_token": (*batch(9, 5), [1, 1]),
     "no_token": (*batch(9, 5, 4), [0, 2, 0]),

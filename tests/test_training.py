@@ -1,14 +1,13 @@
 """Training end to end on tones: it learns, resumes exactly, and agrees with torchrun."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, tiny_arguments, train
+from conftest import ROOT, last_checkpoint, tiny_arguments, train
 
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
@@ -23,12 +22,6 @@ def epochs(run):
         row["train"].pop("seconds")
         row["valid"].pop("seconds")
     return rows
-
-
-def last_checkpoint(run):
-    """Parameters of the newest checkpoint."""
-    newest = max(run.glob("save/CKPT*"), key=os.path.getmtime)
-    return torch.load(newest / "model.ckpt")
 
 
 def evaluate(run, *arguments):

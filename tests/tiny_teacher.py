@@ -3,7 +3,6 @@
 import torch
 import transformers
 
-HIRAGANA = [chr(c) for c in range(0x3042, 0x3094)]
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCAB += list("今天气好买房吗一二两三城市的电视") + ["，", "。", "'", ",", "."]
 VOCAB += ["iphone", "tv", "the", "cat", "##s", "##ing", "run", "don", "t", "3", "##6"]

@@ -1,0 +1,321 @@
+"""A trained run as a recogniser: the network and its parameters, nothing of training.
+
+An exported folder is complete and can be moved: hyperparams.yaml (the network),
+model.ckpt (its parameters, averaged over checkpoints), tokenizer.ckpt (the vocabulary).
+SpeechBrain's own interface loads it, from a folder or from the hub::
+
+    EncoderDecoderASR.from_hparams(source=folder).transcribe_file("speech.wav")
+"""
+
+import io
+import pathlib
+import shutil
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import TaggedScalar
+from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
+
+# What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
+NETWORK = ("features", "encoder", "cif", "decoder")
+
+# Names under which SpeechBrain's Pretrainer looks for files.
+PARAMETERS, VOCABULARY = "model.ckpt", "tokenizer.ckpt"
+
+TEMPLATE = """\
+# CIF speech recogniser, average of epochs {epochs}. Needs the package cif_lobes.
+#   from speechbrain.inference.ASR import EncoderDecoderASR
+#   EncoderDecoderASR.from_hparams(source="FOLDER").transcribe_file("speech.wav")
+#   python -m cif_lobes.inference FOLDER speech.wav
+
+beam_size: {beam_size}  # hypotheses kept; 1: greedy
+tail_threshold: {tail_threshold}  # a remainder above this fires one more token, 0 to 1
+sample_rate: {sample_rate}  # Hz that the network was trained with; others are resampled
+
+{network}
+searcher: !new:cif_lobes.searcher.BeamSearcher
+  decoder: !ref <decoder>
+  beam_size: !ref <beam_size>
+
+model: !new:torch.nn.ModuleDict
+  modules:
+    features: !ref <features>
+    encoder: !ref <encoder>
+    cif: !ref <cif>
+    decoder: !ref <decoder>
+
+# What speechbrain.inference.ASR.EncoderDecoderASR calls.
+modules:
+  encoder: !new:cif_lobes.export.FireEncoder
+    features: !ref <features>
+    encoder: !ref <encoder>
+    cif: !ref <cif>
+  decoder: !new:cif_lobes.export.FireDecoder
+    searcher: !ref <searcher>
+
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+  sample_rate: !ref <sample_rate>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    model: !ref <model>
+    tokenizer: !ref <tokenizer>
+  custom_hooks:
+    tokenizer: !name:cif_lobes.export.use_vocabulary
+"""
+
+
+class FireEncoder(torch.nn.Module):
+    """Waveforms to what CIF fires: the `encoder` that EncoderDecoderASR calls.
+
+    Arguments
+    ---------
+    features : cif_lobes.features.LogMel
+    encoder : cif_lobes.encoder.ConformerEncoder
+    cif : cif_lobes.cif.CIF
+    """
+
+    def __init__(self, features, encoder, cif):
+        super().__init__()
+        self.features = features
+        self.encoder = encoder
+        self.cif = cif
+
+    def forward(self, wavs, wav_lens):
+        """Fire a padded batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor, [B, samples], float32
+            Waveforms; what lies beyond the end of each is not read.
+        wav_lens : torch.Tensor, [B], float32
+            Relative lengths.
+
+        Returns
+        -------
+        CIFOutput
+            Not a tensor: how many vectors an utterance has is decided here, and
+            `wav_lens`, all that SpeechBrain hands on beside this, does not say it.
+        """
+        lengths = (wav_lens * wavs.shape[1]).round().long()
+        padding_mask = ~length_to_mask(lengths, wavs.shape[1], dtype=torch.bool)
+        x, x_lengths = self.features(wavs.masked_fill(padding_mask, 0.0), lengths)
+        return self.cif(*self.encoder(x, x_lengths))
+
+
+class FireDecoder(torch.nn.Module):
+    """What CIF fires to tokens: the `decoder` that EncoderDecoderASR calls.
+
+    Arguments
+    ---------
+    searcher : cif_lobes.searcher.BeamSearcher
+    """
+
+    def __init__(self, searcher):
+        super().__init__()
+        self.searcher = searcher
+
+    def forward(self, fired, wav_lens):
+        """Best hypotheses.
+
+        Arguments
+        ---------
+        fired : CIFOutput
+        wav_lens : torch.Tensor, [B]
+            Of the audio, so not of use here.
+
+        Returns
+        -------
+        hypotheses : list of list of int
+        scores : torch.Tensor, [B], float32
+        None, None
+            EncoderDecoderASR unpacks four and uses the first.
+        """
+        hypotheses, scores = self.searcher(fired.embeddings, fired.lengths)
+        return hypotheses, scores, None, None
+
+
+def use_vocabulary(tokenizer, path):
+    """Pretrainer's way to load a tokenizer: tell it where its file was put."""
+    tokenizer.path = pathlib.Path(path)
+
+
+def average_parameters(checkpoints_dir, average, num_checkpoints):
+    """Average checkpoints in memory; nothing on disk changes.
+
+    Arguments
+    ---------
+    checkpoints_dir : str
+        The `save` folder of a run. Checkpoints within an epoch do not count.
+    average : str
+        "last" or "best" (by the error rate on the validation set).
+    num_checkpoints : int
+        How many at most.
+
+    Returns
+    -------
+    parameters : dict of str to torch.Tensor
+        Of the yaml's modules, heads included.
+    epochs : list of int
+        Of the checkpoints, sorted.
+
+    Raises
+    ------
+    ValueError
+        If `average` is another word.
+    FileNotFoundError
+        If no epoch has been finished yet.
+    """
+    if average not in ("last", "best"):
+        raise ValueError(f'average is {average!r}, must be "last" or "best"')
+    checkpoints = Checkpointer(checkpoints_dir).find_checkpoints(
+        min_key="error_rate" if average == "best" else None,
+        max_num_checkpoints=num_checkpoints,
+        ckpt_predicate=lambda c: "error_rate" in c.meta,
+    )
+    if not checkpoints:
+        raise FileNotFoundError(
+            f"no checkpoint of a whole epoch in {checkpoints_dir}: train first"
+        )
+    parameters = average_checkpoints(checkpoints, "model")
+    return parameters, sorted(c.meta["epoch"] for c in checkpoints)
+
+
+def read_run(folder, average=None, num_checkpoints=None):
+    """What recognition needs of a run folder, wherever it has been moved to.
+
+    The other objects of its yaml are not even made: an optimizer, an augmentation or a
+    random seed would be side effects of loading a recogniser.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a training run.
+    average, num_checkpoints : optional
+        As in `average_parameters`; by default what the run's yaml says.
+
+    Returns
+    -------
+    settings : str
+        The yaml of an exported folder.
+    parameters : dict of str to torch.Tensor
+    vocabulary : pathlib.Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no run.
+    ValueError
+        If the run's searcher has a scorer, which would not be exported.
+    """
+    folder = pathlib.Path(folder)
+    for name in ("hyperparams.yaml", "save"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder} is not a run folder: no {name}. Give the output_folder of a "
+                "training run, for instance results/AISHELL-1/cif/1986"
+            )
+    yaml = YAML()  # keeps !new and !name as they are written
+    settings = yaml.load(folder / "hyperparams.yaml")
+    if settings["searcher"].get("scorer"):
+        raise ValueError(
+            f"{folder}: its searcher has a scorer, and an exported recogniser has none: "
+            "set searcher without scorer in hyperparams.yaml to recognise without it"
+        )
+    parameters, epochs = average_parameters(
+        folder / "save",
+        average or settings["average"],
+        num_checkpoints or settings["num_checkpoints"],
+    )
+    vocabulary = folder / pathlib.Path(settings["tokenizer"]["path"]).name
+    settings["tokenizer"]["path"] = VOCABULARY
+    settings["cif"]["tail_threshold"] = TaggedScalar("<tail_threshold>", tag="!ref")
+    network = io.StringIO()
+    yaml.dump({name: settings[name] for name in ("tokenizer", *NETWORK)}, network)
+    text = TEMPLATE.format(
+        epochs=", ".join(map(str, epochs)),
+        beam_size=settings["searcher"].get("beam_size", 1),
+        tail_threshold=settings["tail_threshold"],
+        sample_rate=settings["sample_rate"],
+        network=network.getvalue(),
+    )
+    kept = {k: v for k, v in parameters.items() if k.split(".")[0] in NETWORK}
+    return text, kept, vocabulary
+
+
+def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
+    """Write the recogniser of a run into a folder of its own.
+
+    Arguments
+    ---------
+    run_folder : str
+        Output folder of a training run.
+    out_folder : str
+        Made; must be empty if it exists.
+    average, num_checkpoints : optional
+        As in `average_parameters`; by default what the run's yaml says.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_run`.
+    FileExistsError
+        If there is something in out_folder.
+    """
+    settings, parameters, vocabulary = read_run(run_folder, average, num_checkpoints)
+    out_folder = pathlib.Path(out_folder)
+    out_folder.mkdir(parents=True, exist_ok=True)
+    if any(out_folder.iterdir()):
+        raise FileExistsError(
+            f"{out_folder} is not empty: give a new folder, or delete this one first"
+        )
+    torch.save(parameters, out_folder / PARAMETERS)
+    shutil.copyfile(vocabulary, out_folder / VOCABULARY)
+    (out_folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
+
+
+def open_run(folder, overrides=None):
+    """The objects of a run's recogniser, without exporting it first.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a training run.
+    overrides : dict, optional
+        Settings of an exported folder's yaml to change: beam_size, tail_threshold.
+
+    Returns
+    -------
+    dict
+        The yaml of an exported folder, loaded, with parameters and vocabulary.
+    """
+    settings, parameters, vocabulary = read_run(folder)
+    hparams = load_hyperpyyaml(settings, overrides)
+    hparams["model"].load_state_dict(parameters)
+    hparams["tokenizer"].path = vocabulary
+    return hparams
+
+
+def open_export(folder, overrides=None):
+    """The objects of an exported recogniser; see `open_run`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds none.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / PARAMETERS).exists():
+        raise FileNotFoundError(
+            f"{folder} is not an exported recogniser: no {PARAMETERS}. Make one with: "
+            f"python evaluate.py export RUN {folder}"
+        )
+    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    hparams["model"].load_state_dict(
+        torch.load(folder / PARAMETERS, map_location="cpu")
+    )
+    hparams["tokenizer"].path = folder / VOCABULARY
+    return hparams

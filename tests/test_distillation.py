@@ -1,0 +1,112 @@
+"""Distillation in training: heads, caches that do not fit, and no teacher afterwards."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, last_checkpoint, tiny_arguments, train
+
+from cif_lobes.manifest import read_manifest
+from cif_lobes.teacher_cache_writer import CacheWriter
+from cif_lobes.tokens import CharTokenizer
+
+WIDTH = 12
+YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini_hieradist.yaml"
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus, tmp_path_factory):
+    """A cache of random states, one vector per letter, and its manifest folder."""
+    folder = tmp_path_factory.mktemp("teacher")
+    texts = {u.id: u.wrd for u in read_manifest(corpus[0])}
+    tokenizer = CharTokenizer(folder / "chars_8.txt", 8, "zh").fit(texts.values())
+    vectors = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(0))
+    distinct = sorted(set(texts.values()), key=len)
+    identity = {
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "text_normalization": "zh",
+    }
+    path = folder / "teacher.h5"
+    lengths = {text: len(text) + 1 for text in distinct}
+    with CacheWriter(path, lengths, texts, (WIDTH,), "float16", identity) as writer:
+        for text in distinct:
+            writer.append(vectors[tokenizer.encode(text) + [2]], num_texts=1)
+        writer.finish()
+    return path, folder
+
+
+def arguments(corpus, folder, teacher, **changes):
+    path, manifest_folder = teacher
+    settings = {
+        "teacher_cache": path,
+        "teacher_width": WIDTH,
+        "manifest_folder": manifest_folder,
+        **changes,
+    }
+    return [str(YAML), *tiny_arguments(corpus, folder, **settings)[1:]]
+
+
+def test_both_losses_fall_and_no_teacher_remains(corpus, tmp_path, teacher):
+    settings = {"number_of_epochs": 8, "lrd_weight": 0.1}
+    train(arguments(corpus, tmp_path, teacher, **settings))
+    lines = (tmp_path / "run/epochs.jsonl").read_text().splitlines()
+    first, last = (json.loads(lines[i])["train"] for i in (0, -1))
+    for name in ("acd", "lrd"):
+        assert last["losses"][name]["value"] < first["losses"][name]["value"]
+    assert last["acd_accuracy"] > first["acd_accuracy"]
+    assert "acd" not in json.loads(lines[-1])["valid"]["losses"]
+    names = last_checkpoint(tmp_path / "run")
+    blocks = {name.split(".")[0] for name in names}
+    heads = {"ctc_head", "acd_head", "lrd_head"}
+    assert blocks == {"features", "encoder", "cif", "decoder"} | heads
+
+
+@pytest.mark.parametrize("gone", ["acd", "lrd"])
+def test_a_weight_of_zero_builds_no_head(corpus, tmp_path, teacher, gone):
+    settings = {"number_of_epochs": 1, f"{gone}_weight": 0}
+    train(arguments(corpus, tmp_path, teacher, **settings))
+    names = last_checkpoint(tmp_path / "run")
+    assert not [name for name in names if name.startswith(gone)]
+    line = json.loads((tmp_path / "run/epochs.jsonl").read_text())
+    assert set(line["train"]["losses"]) == {"ce", "quantity", "ctc"} | (
+        {"acd", "lrd"} - {gone}
+    )
+
+
+def test_testing_needs_no_cache(corpus, tmp_path, teacher):
+    settings = {"number_of_epochs": 1}
+    train(arguments(corpus, tmp_path, teacher, **settings))
+    settings["teacher_cache"] = tmp_path / "gone.h5"
+    words = arguments(corpus, tmp_path, teacher, **settings)
+    train([*words, "--test_only"])
+    done = train(words, check=False)
+    assert done.returncode and "gone.h5 does not exist" in done.stdout + done.stderr
+
+
+def test_a_cache_of_other_text_is_refused(corpus, tmp_path, teacher):
+    """Before training, naming the utterance and the remedy."""
+    lines = corpus[0].read_text().splitlines()
+    changed = lines[1].rsplit(",", 1)[0] + ",dada"
+    other = corpus[0].parent / "other.csv"
+    other.write_text("\n".join([lines[0], changed, *lines[2:]]) + "\n")
+    words = arguments(corpus, tmp_path, teacher, train_csv=other)
+    done = train(words, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode and "1 of 48 transcripts differ" in output
+    assert "utt1-000" in output and "--overwrite True" in output
+    assert not (tmp_path / "run/epochs.jsonl").exists()
+
+
+def test_a_wrong_width_is_named(corpus, tmp_path, teacher):
+    words = arguments(corpus, tmp_path, teacher, teacher_width=7)
+    done = train(words, check=False)
+    assert f"--teacher_width {WIDTH}" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_with_one_head(corpus, tmp_path, teacher):
+    """A head without a loss would make DistributedDataParallel stop."""
+    settings = {"number_of_epochs": 1, "lrd_weight": 0, "batch_seconds": 5}
+    words = arguments(corpus, tmp_path, teacher, **settings)
+    train([*words, "--distributed_backend", "gloo"], processes=2)
+    assert (tmp_path / "run/epochs.jsonl").exists()

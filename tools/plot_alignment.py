@@ -1,0 +1,124 @@
+"""Show when CIF fires each token of an utterance, over its spectrogram.
+
+python tools/plot_alignment.py results/AISHELL-1/cif/1986 --utterance BAC009S0764W0121
+python tools/plot_alignment.py results/AISHELL-1/cif/1986 --audio my.wav
+
+Writes a picture into the run folder and prints the weights, the transcript and, for an
+utterance of a test set, its errors.
+"""
+
+import argparse
+import pathlib
+
+
+def parse_arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="output_folder of a training run")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--utterance", help="ID in the set (default: its first)")
+    what.add_argument("--audio", help="recording to draw instead")
+    parser.add_argument("--split", help="valid, or a test set (default: the first)")
+    parser.add_argument("--out", help="picture; png, pdf or svg (default: in the run)")
+    return parser.parse_args()
+
+
+def main(arguments):
+    """Load the run, recognise, draw, print."""
+    # Here, so that --help and a misspelt option need no torch.
+    from cif_lobes.dataio import read_audio
+    from cif_lobes.experiment import load_run
+
+    brain, hparams = load_run(arguments.run)
+    brain.on_evaluate_start()
+    brain.modules.eval()
+    if arguments.audio:
+        signal = read_audio(arguments.audio, hparams["sample_rate"])
+        name, reference = pathlib.Path(arguments.audio).stem, None
+    else:
+        item = find_utterance(arguments, hparams)
+        name, signal, reference = item["id"], item["signal"], item["text"]
+    path = arguments.out or pathlib.Path(arguments.run, f"fires_{name}.png")
+    show(brain, name, signal, reference, path)
+
+
+def find_utterance(arguments, hparams):
+    """The item of a data set that the arguments name."""
+    from cif_lobes.dataio import make_dataset
+    from cif_lobes.experiment import manifest_paths
+
+    manifests = manifest_paths(hparams)
+    tests = [name for name in manifests if name not in ("train", "valid")]
+    split = arguments.split or tests[0]
+    if split not in manifests:
+        raise SystemExit(
+            f"{arguments.run} has no set {split!r}; it has {', '.join(manifests)}. "
+            "Draw another recording with --audio FILE"
+        )
+    dataset = make_dataset(
+        manifests[split], hparams["tokenizer"], hparams["sample_rate"]
+    )
+    ids = dataset.data_ids
+    utterance = arguments.utterance or ids[0]
+    if utterance not in ids:
+        raise SystemExit(
+            f"{manifests[split]} has no utterance {utterance!r}; its first is {ids[0]}. "
+            f"Other sets: --split {' or '.join(manifests)}"
+        )
+    return dataset[ids.index(utterance)]
+
+
+def show(brain, name, signal, reference, path):
+    """Recognise a waveform; draw and print what fired when."""
+    import torch
+    from speechbrain import Stage
+    from speechbrain.dataio.batch import PaddedBatch
+
+    from cif_lobes import alignment
+    from cif_lobes.scoring import ErrorRate
+    from cif_lobes.tokens import SPACE
+
+    hparams, encoder = brain.hparams, brain.hparams.encoder
+    batch = PaddedBatch([{"signal": signal}])
+    with torch.no_grad():
+        encoded, x_lengths = brain.encode(batch, Stage.TEST)
+        (hypothesis,), fired = brain.transcribe(encoded, x_lengths)
+        alpha = hparams.cif.weights(encoded, x_lengths)[0]
+        log_mel = hparams.features.fbank(signal[None])[0]
+
+    decode = hparams.tokenizer.decode
+    text = decode(hypothesis)
+    num_fires = int(fired.lengths[0])
+    # The network names the fires up to the end of sentence, and those behind it not.
+    tokens = [decode([token]) or SPACE for token in hypothesis] + ["<eos>"]
+    tokens = (tokens + [""] * num_fires)[:num_fires]
+    hop = hparams.features.hop / hparams.sample_rate
+    strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
+    clock = alignment.frame_clock(strides, num_pools, hop)
+    spans = alignment.token_spans(tokens, fired.boundaries[0], clock)
+    by_words = hparams.error_unit == "word"
+    figure = alignment.plot(
+        log_mel,
+        alpha,
+        spans,
+        clock,
+        alignment.word_spans(spans, text) if by_words else (),
+        hop,
+        hparams.sample_rate,
+        hparams.cif.threshold,
+        name,
+    )
+    figure.savefig(path)
+    print(alignment.sparkline(alpha, spans, clock))
+    print(f"hypothesis: {text}")
+    if reference is not None:
+        rate = ErrorRate(hparams.error_unit)
+        rate.append([name], [text], [reference])
+        print(f"reference:  {reference}\n{rate.describe(rate.summary())}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main(parse_arguments())
