@@ -81,8 +81,9 @@ def frame_clock(strides, num_pools, hop=0.01):
 
 
 def token_spans(tokens, boundaries, clock):
-    """Spans of the tokens of one utterance. They follow each other without gaps: a
-    pause belongs to the token that is fired after it.
+    """Spans of the tokens of one utterance.
+
+    They leave no gaps: a pause belongs to the token that is fired after it.
 
     Arguments
     ---------
@@ -226,8 +227,7 @@ def plot(
     fire at the threshold, an open one a fire by what was left at the end of the
     utterance. What was left and did not fire is grey.
 
-    Where no installed font has all characters, a warning says so, and tokens are
-    numbered instead.
+    A token that no installed font can write is numbered instead, with a warning.
 
     Arguments
     ---------
@@ -309,17 +309,11 @@ def _draw_labels(panel, spans, words, edges, total, scale, fonts):
 def _draw_spectrogram(panel, log_mel, spans, hop, sample_rate):
     """Log-mel energies; bands are equally far apart in mel."""
     frames, bands = log_mel.shape
-    low, high = np.percentile(log_mel.numpy(), [5, 99.5])
-    panel.imshow(
-        log_mel.numpy().T,
-        aspect="auto",
-        origin="lower",
-        cmap="magma",
-        vmin=low,
-        vmax=high,
-        # Frame i is centred at i * hop; band b is the (b + 1)-th of bands + 1 steps.
-        extent=(-hop / 2, (frames - 0.5) * hop, 0.5, bands + 0.5),
-    )
+    image = log_mel.numpy().T
+    image = image.clip(*np.percentile(image, [5, 99.5]))
+    # Frame i is centred at i * hop; band b is the (b + 1)-th of bands + 1 steps.
+    extent = (-hop / 2, (frames - 0.5) * hop, 0.5, bands + 0.5)
+    panel.imshow(image, cmap="magma", aspect="auto", origin="lower", extent=extent)
     for span in spans:
         panel.axvline(span.end, color="white", lw=0.7, alpha=0.6)
     ticks = [k for k in (0.25, 0.5, 1, 2, 4, 8) if k < sample_rate / 2000]
@@ -392,13 +386,15 @@ def _printable(spans, words):
     fonts = ["DejaVu Sans", *(name for name in FONTS if name in installed)]
     files = [fontManager.findfont(FontProperties(family=name)) for name in fonts]
     known = set().union(*(FT2Font(file).get_charmap() for file in files))
-    characters = {c for span in [*spans, *words] for c in span.token}
-    missing = sorted(c for c in characters if ord(c) not in known)
+    missing = {c for s in [*spans, *words] for c in s.token if ord(c) not in known}
     if missing:
         logger.warning(
-            f"no font has {''.join(missing)}: tokens are numbered in the picture. "
+            f"no font has {''.join(sorted(missing))}: the picture has numbers instead. "
             "Install one that has, for instance with apt-get install fonts-noto-cjk"
         )
-        spans = [span._replace(token=str(i)) for i, span in enumerate(spans, start=1)]
         words = ()
+        spans = [
+            span._replace(token=str(number)) if missing & set(span.token) else span
+            for number, span in enumerate(spans, start=1)
+        ]
     return spans, words, fonts

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cif_lobes.cif_checks import check_inputs, check_sizes
 from cif_lobes.cif_operator import Integrate, make_staircase
 from cif_lobes.cif_plan import boundary_positions, boundary_times, make_plan
 
@@ -100,7 +101,7 @@ def cif(x, alpha, x_lengths, target_lengths=None, threshold=1.0, tail_threshold=
     >>> cif(x, alpha, torch.tensor([4]), torch.tensor([1])).lengths.tolist()
     [1]
     """
-    x_lengths, target_lengths = _check_inputs(
+    x_lengths, target_lengths = check_inputs(
         x, alpha, x_lengths, target_lengths, threshold, tail_threshold
     )
     plan = make_plan(
@@ -108,7 +109,7 @@ def cif(x, alpha, x_lengths, target_lengths=None, threshold=1.0, tail_threshold=
     )
     # The only wait for a GPU: the sizes of the output, with all that is to be checked.
     sizes = torch.cat([x_lengths[:, None], plan.lengths, plan.is_negative], dim=1)
-    num_tokens, num_pairs = _check_sizes(sizes.tolist(), x.shape[1])
+    num_tokens, num_pairs = check_sizes(sizes.tolist(), x.shape[1])
 
     positions = boundary_positions(plan, num_tokens)
     edges = torch.searchsorted(plan.clock, positions).clamp_(max=x.shape[1])
@@ -161,63 +162,6 @@ def cif_dense(
         plan.quantity.squeeze(1).float(),
         boundaries,
     )
-
-
-def _check_inputs(x, alpha, x_lengths, target_lengths, threshold, tail_threshold):
-    """What can be said without looking at values; lengths as int64 beside `x`."""
-    if x.dim() != 3 or alpha.shape != x.shape[:2]:
-        raise ValueError(
-            "cif takes x [B, T, D] and alpha [B, T], got "
-            f"{list(x.shape)} and {list(alpha.shape)}"
-        )
-    if alpha.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"alpha is {alpha.dtype}: weights in half precision fire wrong numbers of "
-            "tokens. Compute the sigmoid in float32, outside of autocast"
-        )
-    if not (threshold > 0 and tail_threshold >= 0):
-        raise ValueError(
-            "threshold must be positive and tail_threshold not negative, got "
-            f"{threshold} and {tail_threshold}"
-        )
-    lengths = {"x_lengths": x_lengths, "target_lengths": target_lengths}
-    for name, length in lengths.items():
-        if length is None:
-            continue
-        if length.is_floating_point():
-            raise TypeError(
-                f"{name} is {length.dtype}: numbers of frames and tokens are integers. "
-                "Relative lengths? Use (x_lens * T).round().long()"
-            )
-        if length.shape != x.shape[:1]:
-            raise ValueError(
-                f"{name} has shape {list(length.shape)}, but x has {len(x)} utterances"
-            )
-        lengths[name] = length.to(x.device, torch.int64)
-    return lengths.values()
-
-
-def _check_sizes(sizes, max_frames):
-    """Frames, tokens and whether a weight is negative, of each utterance -> U and N."""
-    num_tokens = num_pairs = 0
-    for index, (frames, tokens, is_negative) in enumerate(sizes):
-        if not 0 <= frames <= max_frames:
-            raise ValueError(
-                f"utterance {index} of the batch: x_lengths is {frames}, but x has "
-                f"{max_frames} frames. Are they lengths after the encoder's reduction?"
-            )
-        if is_negative:
-            raise ValueError(
-                f"utterance {index} of the batch: negative alpha. No sigmoid?"
-            )
-        if tokens < 0:
-            raise ValueError(
-                f"utterance {index} of the batch: target_lengths is negative, or alpha "
-                "is not finite. Look for NaN in the encoder's output"
-            )
-        num_tokens = max(num_tokens, tokens)
-        num_pairs += frames + tokens - 1 if frames and tokens else 0
-    return num_tokens, num_pairs
 
 
 class CIF(nn.Module):

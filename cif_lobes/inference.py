@@ -2,8 +2,8 @@
 
 python -m cif_lobes.inference results/AISHELL-1/cif/1986 *.wav --format ctm
 
-Any format, rate, number of channels and length; what cannot be read is reported and
-skipped, and the exit status is then 1.
+Any format that libsndfile reads, any rate, number of channels and length. What cannot
+be read is reported and skipped, and the exit status is then 1.
 """
 
 import argparse
@@ -21,13 +21,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from cif_lobes.alignment import frame_clock, token_spans, word_spans
+from cif_lobes.alignment import FrameClock, frame_clock, token_spans, word_spans
 from cif_lobes.dataio import read_audio
 from cif_lobes.export import PARAMETERS, open_export, open_run
 
 PAUSE = 0.2  # seconds; the closure of a stop consonant is shorter
-MAX_CUE = 5.0  # seconds of speech in one subtitle
 MAX_WORD = 1.0  # seconds; a span that is longer begins with a pause
+MAX_CUE = 5.0  # seconds of speech in a subtitle
 
 
 class Token(NamedTuple):
@@ -39,12 +39,12 @@ class Token(NamedTuple):
     end: float
     """float: seconds."""
     confidence: float
-    """float, in [0, 1]: the decoder's softmax at the fire of the token, given the audio
-    and the tokens before it; of a word, the product over its tokens. Without scorers,
-    and not calibrated: a network is surer than it is right."""
+    """float, in [0, 1]: what the decoder's softmax gives the token, given the audio and
+    the tokens before it; of a word, the product over its tokens. Not calibrated:
+    networks are surer than they are right."""
 
 
-class Hypothesis(NamedTuple):
+class Transcript(NamedTuple):
     """What may have been said."""
 
     text: str
@@ -55,36 +55,25 @@ class Hypothesis(NamedTuple):
     """list of Token"""
     words: list
     """list of Token: what stands between spaces; in Chinese, the tokens."""
-
-
-class Transcript(NamedTuple):
-    """What a search found, best first; text, score, tokens and words are the best's."""
-
-    nbest: list
-    """list of Hypothesis: at least one, at most beam_size."""
-
-    text = property(lambda self: self.nbest[0].text)
-    score = property(lambda self: self.nbest[0].score)
-    tokens = property(lambda self: self.nbest[0].tokens)
-    words = property(lambda self: self.nbest[0].words)
+    nbest: tuple = ()
+    """tuple of Transcript: what the beam kept, best first, so this one is the first.
+    Empty in these."""
 
 
 class Window(NamedTuple):
     """A stretch of a recording that is recognised at once."""
 
     recording: int
-    start: int
-    """int: samples of the recording before it."""
+    start: int  # samples of the recording before it
     signal: torch.Tensor
 
 
 def split_at_pauses(signal, sample_rate, max_seconds):
     """Cut a long signal where it is quietest, until no window is too long.
 
-    Each cut is in the middle of the quietest stretch of 0.2 s within the middle third
-    of a window: no window gets shorter than a third of `max_seconds`, and each sample
-    is in one window, so no word is heard twice. A word can be cut only where a third of
-    a window has no pause.
+    A cut is the middle of the quietest 0.2 s within the middle third of what is cut. So
+    no window is shorter than a third of `max_seconds`, every sample is in one window,
+    and a word is cut only where there is no pause for a third of a window.
 
     Arguments
     ---------
@@ -97,33 +86,32 @@ def split_at_pauses(signal, sample_rate, max_seconds):
     Returns
     -------
     list of torch.Tensor, [samples]
-        Together, the signal.
+        In order; together, the signal.
 
     Example
     -------
     >>> signal = torch.randn(40000)
-    >>> signal[18000:22000] = 0
-    >>> [len(window) / 16000 for window in split_at_pauses(signal, 16000, 2)]
-    [1.25, 1.25]
+    >>> signal[18000:22000] = 0.5
+    >>> windows = split_at_pauses(signal, sample_rate=16000, max_seconds=2)
+    >>> [18000 <= len(windows[0]) <= 22000, len(torch.cat(windows))]
+    [True, 40000]
     """
     if len(signal) <= max_seconds * sample_rate:
         return [signal]
-    hop = sample_rate // 100
-    first = len(signal) // 3
-    blocks = signal[first : 2 * first].unfold(0, hop, hop)
-    # Variance, not energy: a constant offset is silent, too.
-    energy = blocks.var(1)[None]
-    quiet = torch.nn.functional.avg_pool1d(energy, round(PAUSE * 100), stride=1)
-    middle = quiet.argmin().item() * hop + round(PAUSE / 2 * sample_rate)
-    cut = first + middle
+    hop, first = sample_rate // 100, len(signal) // 3
+    # Variance, not energy: a constant offset is silence, too.
+    loudness = signal[first : 2 * first].unfold(0, hop, hop).var(1)
+    width = round(PAUSE * 100)
+    quietest = torch.nn.functional.avg_pool1d(loudness[None], width, 1).argmin()
+    cut = first + (int(quietest) + width // 2) * hop
+    parts = signal[:cut], signal[cut:]
     return [
-        *split_at_pauses(signal[:cut], sample_rate, max_seconds),
-        *split_at_pauses(signal[cut:], sample_rate, max_seconds),
+        w for part in parts for w in split_at_pauses(part, sample_rate, max_seconds)
     ]
 
 
 class CIFRecognizer:
-    """Recordings to text, with times, confidences and alternatives.
+    """Recordings to text with times, confidences and alternatives.
 
     Arguments
     ---------
@@ -134,26 +122,23 @@ class CIFRecognizer:
 
     Example
     -------
-    >>> recognizer = CIFRecognizer.from_run("results/run", {"beam_size": 10})
-    ... # doctest: +SKIP
+    >>> recognizer = CIFRecognizer.from_run("results/x")  # doctest: +SKIP
     >>> (transcript,) = recognizer.transcribe(["speech.wav"])  # doctest: +SKIP
-    >>> [(t.token, t.end) for t in transcript.tokens]  # doctest: +SKIP
-    [('你', 0.41), ('好', 0.57)]
+    >>> transcript.text, transcript.tokens[0].end  # doctest: +SKIP
+    ('你好', 0.41)
     """
 
     def __init__(self, hparams, device="cpu"):
         self.device = device
         self.tokenizer = hparams["tokenizer"]
+        self.space = "" if self.tokenizer.language == "zh" else " "
         self.sample_rate = hparams["sample_rate"]
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
         self.searcher = hparams["searcher"]
-        features, encoder = self.fire.features, self.fire.encoder
-        self.clock = frame_clock(
-            encoder.frontend.strides,
-            len(encoder.pool_after),
-            features.hop / self.sample_rate,
-        )
+        encoder, hop = self.fire.encoder, self.fire.features.hop / self.sample_rate
+        strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
+        self.clock = frame_clock(strides, num_pools, hop)
 
     @classmethod
     def from_run(cls, folder, overrides=None, device="cpu"):
@@ -192,63 +177,52 @@ class CIFRecognizer:
         batch_seconds : float
             Seconds of audio in a batch, padding included.
         max_seconds : float
-            Longer recordings are cut at pauses: networks do badly on what is much
-            longer than all that they were trained on.
+            Longer recordings are cut at pauses: a network does badly on what is longer
+            than all that it was trained on.
         on_error : callable, optional
-            Called with a recording that cannot be read and the error, which is raised
-            if not given.
+            Called with a recording that cannot be read, and the error. Without it, the
+            error is raised.
         progress : bool
-            Whether to show a bar on stderr, unless it is a file.
+            Show a bar if stderr is a terminal.
 
         Returns
         -------
         list of Transcript
-            In the order given; None for what could not be read.
+            In the order given; None where on_error was called.
         """
-        windows = collections.defaultdict(list)
-        bar = tqdm(unit="s", unit_scale=True, disable=None if progress else True)
-        with bar:
-            batches = self._batches(recordings, batch_seconds, max_seconds, on_error, bar)
-            for batch in batches:
-                found = self._recognize([window.signal for window in batch])
-                for window, nbest in zip(batch, found, strict=True):
-                    windows[window.recording].append((window.start, nbest))
-                    bar.update(len(window.signal) / self.sample_rate)
+        nbests = collections.defaultdict(list)
+        windows = self._windows(recordings, max_seconds, on_error, progress)
+        for batch in self._batches(windows, batch_seconds * self.sample_rate):
+            for window, nbest in zip(batch, self._recognize(batch), strict=True):
+                nbests[window.recording].append((window.start, nbest))
         return [
-            self._join(windows[index]) if index in windows else None
+            self._join(nbests[index]) if index in nbests else None
             for index in range(len(recordings))
         ]
 
-    def _batches(self, recordings, batch_seconds, max_seconds, on_error, bar):
-        """Lists of Windows, the longest recordings first; only one is read ahead."""
+    def _windows(self, recordings, max_seconds, on_error, progress):
+        """Windows of all recordings, the longest recording and its longest first."""
 
-        def attempt(function, recording):
+        def attempt(function, index):
             try:
-                return function(recording)
+                return function(recordings[index])
             except (OSError, ValueError, soundfile.SoundFileError) as error:
                 if on_error is None:
                     raise
-                on_error(recording, error)
+                on_error(recordings[index], error)
 
-        seconds = [attempt(self._seconds, recording) for recording in recordings]
-        order = [index for index, s in enumerate(seconds) if s is not None]
-        bar.reset(sum(seconds[index] for index in order))
-        batch, longest = [], 0
-        for index in sorted(order, key=seconds.__getitem__, reverse=True):
-            signal = attempt(self._read, recordings[index])
-            if signal is None:
-                continue
-            parts = split_at_pauses(signal, self.sample_rate, max_seconds)
-            starts = itertools.accumulate((len(part) for part in parts), initial=0)
-            windows = [Window(index, *pair) for pair in zip(starts, parts, strict=False)]
-            for window in sorted(windows, key=lambda w: -len(w.signal)):
-                longest = max(longest, len(window.signal))
-                if (len(batch) + 1) * longest > batch_seconds * self.sample_rate and batch:
-                    yield batch
-                    batch, longest = [], len(window.signal)
-                batch.append(window)
-        if batch:
-            yield batch
+        seconds = {i: attempt(self._seconds, i) for i in range(len(recordings))}
+        readable = {i: s for i, s in seconds.items() if s is not None}
+        hidden = None if progress else True  # None: hidden unless in a terminal
+        with tqdm(total=sum(readable.values()), unit="s", disable=hidden) as bar:
+            for index in sorted(readable, key=lambda i: -readable[i]):
+                signal, start, windows = attempt(self._read, index), 0, []
+                if signal is not None:
+                    for part in split_at_pauses(signal, self.sample_rate, max_seconds):
+                        windows.append(Window(index, start, part))
+                        start += len(part)
+                yield from sorted(windows, key=lambda w: -len(w.signal))
+                bar.update(readable[index])
 
     def _seconds(self, recording):
         """Duration, without reading a file's samples."""
@@ -258,119 +232,118 @@ class CIFRecognizer:
 
     def _read(self, recording):
         """Waveform [samples]."""
-        if isinstance(recording, torch.Tensor):
-            signal = recording.cpu()
-        else:
+        signal = recording
+        if not isinstance(recording, torch.Tensor):
             signal = read_audio(recording, self.sample_rate)
         if not len(signal) or not signal.isfinite().all():
             raise ValueError("no samples, or samples that are not finite")
         return signal
 
+    @staticmethod
+    def _batches(windows, max_samples):
+        """Lists of windows that hold max_samples when padded, or one window more."""
+        batch, longest = [], 0
+        for window in windows:
+            longest = max(longest, len(window.signal))
+            if batch and (len(batch) + 1) * longest > max_samples:
+                yield batch
+                batch, longest = [], len(window.signal)
+            batch.append(window)
+        if batch:
+            yield batch
+
     @torch.no_grad()
-    def _recognize(self, signals):
-        """Hypotheses of waveforms [samples], best first; times start with each."""
-        lengths = torch.tensor([len(signal) for signal in signals])
-        wavs = pad_sequence(signals, batch_first=True)
-        relative = lengths / wavs.shape[1]
-        fired = self.fire(wavs.to(self.device), relative.to(self.device))
+    def _recognize(self, batch):
+        """Transcripts of each window, best first."""
+        lengths = torch.tensor([len(w.signal) for w in batch], device=self.device)
+        wavs = pad_sequence([w.signal for w in batch], batch_first=True)
+        fired = self.fire(wavs.to(self.device), lengths / wavs.shape[1])
         found = self.searcher.nbest(fired.embeddings, fired.lengths)
         confidences = iter(self._confidences(fired.embeddings, found))
-        boundaries = fired.boundaries.cpu()
-        seconds = (lengths / self.sample_rate).tolist()
         return [
-            [
-                self._hypothesis(tokens, score, next(confidences), boundaries[b], seconds[b])
-                for tokens, score in nbest
-            ]
-            for b, nbest in enumerate(found)
+            [self._transcript(window, times, *h, next(confidences)) for h in nbest]
+            for window, times, nbest in zip(
+                batch, fired.boundaries.cpu(), found, strict=True
+            )
         ]
 
     def _confidences(self, vectors, found):
-        """Probability of each token of each hypothesis, all utterances in one list."""
-        decoder, bos = self.searcher.decoder, self.searcher.bos_index
-        counts = torch.tensor([len(nbest) for nbest in found], device=self.device)
-        hypotheses = [tokens for nbest in found for tokens, _ in nbest]
-        inputs = pad_sequence(
-            [torch.tensor([bos, *tokens]) for tokens in hypotheses], batch_first=True
-        ).to(self.device)
-        # One vector more: the last input is a token, too, and there may be none.
-        vectors = torch.nn.functional.pad(vectors, (0, 0, 0, 1))[:, : inputs.shape[1]]
-        logits, _ = decoder(vectors.repeat_interleave(counts, dim=0), inputs)
+        """Probability of each token, hypothesis by hypothesis over all utterances."""
+        hypotheses = [ids for nbest in found for ids, _ in nbest]
+        beams = torch.tensor([len(nbest) for nbest in found], device=self.device)
+        bos = self.searcher.bos_index
+        tokens = [torch.tensor([bos, *ids]) for ids in hypotheses]
+        tokens = pad_sequence(tokens, batch_first=True).to(self.device)
+        # One vector more: a hypothesis without tokens has a bos, but no fire.
+        vectors = torch.nn.functional.pad(vectors, (0, 0, 0, 1))[:, : tokens.shape[1]]
+        logits, _ = self.searcher.decoder(vectors.repeat_interleave(beams, 0), tokens)
         logits = logits[:, :-1].float()
-        chosen = logits.gather(2, inputs[:, 1:, None]).squeeze(2)
-        probabilities = (chosen - logits.logsumexp(2)).exp().tolist()
-        return [
-            row[: len(tokens)]
-            for row, tokens in zip(probabilities, hypotheses, strict=True)
-        ]
+        chosen = logits.gather(2, tokens[:, 1:, None]).squeeze(2)
+        rows = (chosen - logits.logsumexp(2)).exp().tolist()
+        return [row[: len(ids)] for row, ids in zip(rows, hypotheses, strict=True)]
 
-    def _hypothesis(self, ids, score, confidences, boundaries, seconds):
+    def _transcript(self, window, boundaries, ids, score, confidences):
         """Put times and confidences beside the tokens."""
         decode = self.tokenizer.decode
-        names = [decode([token]) for token in ids]
-        # The last frame may reach beyond the end of the audio.
+        text, names = decode(ids), [decode([token]) for token in ids]
+        start, step = self.clock
+        clock = FrameClock(start + window.start / self.sample_rate, step)
+        spans = token_spans(names, boundaries[: len(ids) + 1], clock)
+        # The last encoder frame may reach beyond the end of the audio.
+        end = (window.start + len(window.signal)) / self.sample_rate
         tokens = [
-            Token(s.token, min(s.start, seconds), min(s.end, seconds), confidence)
-            for s, confidence in zip(
-                token_spans(names, boundaries[: len(ids) + 1], self.clock),
-                confidences,
-                strict=True,
-            )
+            Token(s.token, min(s.start, end), min(s.end, end), confidence)
+            for s, confidence in zip(spans, confidences, strict=True)
         ]
-        text = decode(ids)
-        if self.tokenizer.language == "zh":
-            return Hypothesis(text, score, tokens, tokens)
-        words = [
-            Token(
-                *span,
-                math.prod(
-                    t.confidence for t in tokens if span.start <= t.start < span.end
-                ),
-            )
-            for span in word_spans(tokens, text)
-        ]
-        return Hypothesis(text, score, tokens, words)
+        words = tokens if not self.space else _words(tokens, text)
+        return Transcript(text, score, tokens, words)
 
-    def _join(self, windows):
-        """One Transcript from those of a recording's windows."""
-        best = [Hypothesis("", 0.0, [], [])]
-        for start, nbest in sorted(windows, key=lambda window: window[0]):
-            # Scores add, so no joined hypothesis outside of these can be better.
+    def _join(self, nbests):
+        """The Transcript of a recording from those of its windows."""
+        best = [Transcript("", 0.0, [], [])]
+        for _, nbest in sorted(nbests, key=lambda pair: pair[0]):
+            # Scores add: the best pairs begin with the best so far.
             pairs = heapq.nlargest(
                 self.searcher.beam_size,
                 itertools.product(best, nbest),
                 key=lambda pair: pair[0].score + pair[1].score,
             )
-            best = [self._append(*pair, start / self.sample_rate) for pair in pairs]
-        return Transcript(best)
-
-    def _append(self, left, right, offset):
-        """What was said in the windows so far, and in one that begins at `offset`."""
-        space = "" if self.tokenizer.language == "zh" else " "
-        tokens, words = (
-            [*before, *(t._replace(start=t.start + offset, end=t.end + offset) for t in after)]
-            for before, after in ((left.tokens, right.tokens), (left.words, right.words))
-        )
-        text = space.join(filter(None, [left.text, right.text]))
-        return Hypothesis(text, left.score + right.score, tokens, words)
+            best = [
+                Transcript(
+                    self.space.join(filter(None, [a.text, b.text])),
+                    a.score + b.score,
+                    a.tokens + b.tokens,
+                    a.words + b.words,
+                )
+                for a, b in pairs
+            ]
+        return best[0]._replace(nbest=tuple(best))
 
 
-def format_text(file, transcript):
+def _words(tokens, text):
+    """What stands between the spaces of a text, from its Tokens."""
+    words = []
+    for word, start, end in word_spans(tokens, text):
+        inside = (t.confidence for t in tokens if start <= t.start < end)
+        words.append(Token(word, start, end, math.prod(inside)))
+    return words
+
+
+def as_text(file, transcript):
     """File and text, a tab between."""
     return f"{file}\t{transcript.text}"
 
 
-def format_json(file, transcript):
-    """One object in one line: the best hypothesis in full, the others as text."""
-    best = transcript.nbest[0]
-    row = {"file": file, "text": best.text, "score": best.score}
-    row["tokens"] = [token._asdict() for token in best.tokens]
-    row["words"] = [word._asdict() for word in best.words]
-    row["nbest"] = [{"text": h.text, "score": h.score} for h in transcript.nbest]
+def as_json(file, transcript):
+    """One object in one line: the best hypothesis in full, all as text."""
+    row = {"file": file, "text": transcript.text, "score": transcript.score}
+    row["tokens"] = [token._asdict() for token in transcript.tokens]
+    row["words"] = [word._asdict() for word in transcript.words]
+    row["nbest"] = [{"text": t.text, "score": t.score} for t in transcript.nbest]
     return json.dumps(row, ensure_ascii=False)
 
 
-def format_ctm(file, transcript):
+def as_ctm(file, transcript):
     """NIST's time marks: recording, channel, start, duration, word, confidence."""
     name = pathlib.Path(file).stem.replace(" ", "_")
     return "\n".join(
@@ -379,16 +352,14 @@ def format_ctm(file, transcript):
     )
 
 
-def format_srt(file, transcript):
-    """Subtitles; a new one after a pause, and before one gets longer than 5 s."""
-    cues = []
+def as_srt(file, transcript):
+    """Subtitles: a new one after each pause, and before one gets longer than 5 s."""
+    cues, space = [], " " if " " in transcript.text else ""
     for word in transcript.words:
-        paused = word.end - word.start > MAX_WORD
         start = max(word.start, word.end - MAX_WORD)
-        if not cues or paused or word.end - cues[-1][0] > MAX_CUE:
+        if not cues or start > word.start or word.end - cues[-1][0] > MAX_CUE:
             cues.append((start, []))
         cues[-1][1].append(word)
-    space = " " if " " in transcript.text else ""
     return "\n".join(
         f"{number}\n{_clock(start)} --> {_clock(words[-1].end)}\n"
         f"{space.join(word.token for word in words)}\n"
@@ -397,48 +368,61 @@ def format_srt(file, transcript):
 
 
 def _clock(seconds):
-    """00:00:00,000"""
-    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
-    return (
-        f"{minutes // 60:02d}:{minutes % 60:02d}:"
-        f"{milliseconds // 1000:02d},{milliseconds % 1000:03d}"
-    )
+    """For instance 01:02:03,456."""
+    rest, milliseconds = divmod(round(seconds * 1000), 1000)
+    rest, seconds = divmod(rest, 60)
+    return f"{rest // 60:02d}:{rest % 60:02d}:{seconds:02d},{milliseconds:03d}"
 
 
-FORMATS = {
-    "text": format_text,
-    "json": format_json,
-    "ctm": format_ctm,
-    "srt": format_srt,
-}
+FORMATS = {"text": as_text, "json": as_json, "ctm": as_ctm, "srt": as_srt}
 
 
 def main(argv=None):
-    """Command line: recognise files, print in the order given."""
+    """Recognise files, print in the order given; exit status 1 if one was skipped."""
     parser = argparse.ArgumentParser(
-        prog="python -m cif_lobes.inference",
+        "python -m cif_lobes.inference",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help="output_folder of a training run, or its export")
-    parser.add_argument("files", nargs="+", help="audio that libsndfile reads")
-    parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--beam", type=int, default=1, help="hypotheses kept; 1: greedy")
-    parser.add_argument(
-        "--batch_seconds", type=float, default=60.0, help="seconds of audio in a batch"
+    add = parser.add_argument
+    add("model", help="output_folder of a training run, or an exported folder")
+    add("files", nargs="+", help="audio files")
+    add("--format", choices=FORMATS, default="text", help="default: text")
+    add(
+        "--beam", type=int, help="hypotheses kept; 1: greedy (default: as in the model)"
     )
-    parser.add_argument(
-        "--max_seconds", type=float, default=20.0, help="longer files are cut at pauses"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    arguments = parser.parse_args(argv)
-    if arguments.format == "srt" and len(arguments.files) > 1:
+    add("--batch_seconds", type=float, default=60.0, help="seconds of audio in a batch")
+    add("--max_seconds", type=float, default=20.0, help="cut longer files at pauses")
+    add("--device", default="cpu", help="cpu or cuda")
+    given = parser.parse_args(argv)
+    if given.format == "srt" and len(given.files) > 1:
         parser.error(
-            f"srt holds the subtitles of one recording, got {len(arguments.files)} "
-            "files: run it once for each"
+            f"srt has no place for the names of {len(given.files)} files: run it once "
+            "for each, or use --format json"
         )
-    ...
+    skipped = []
+
+    def skip(file, error):
+        skipped.append(file)
+        tqdm.write(f"skipped {file}: {error}", file=sys.stderr)
+
+    is_export = pathlib.Path(given.model, PARAMETERS).exists()
+    load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
+    try:
+        recognizer = load(
+            given.model, given.beam and {"beam_size": given.beam}, given.device
+        )
+    except FileNotFoundError as error:
+        parser.error(error)
+    transcripts = recognizer.transcribe(
+        given.files, given.batch_seconds, given.max_seconds, skip, progress=True
+    )
+    for file, transcript in zip(given.files, transcripts, strict=True):
+        if transcript and (lines := FORMATS[given.format](file, transcript)):
+            print(lines)
+    if skipped:
+        sys.exit(f"{len(skipped)} of {len(given.files)} files could not be read")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from cif_lobes.cif import CIF, cif, cif_dense
+from cif_lobes.cif import cif, cif_dense
 
 D = 5
 
@@ -132,19 +132,12 @@ TRAINING = {
 
 
 @pytest.mark.parametrize("operator", [cif, cif_dense])
-@pytest.mark.parametrize("threshold", [1.0, 0.7, 2.0])
+@pytest.mark.parametrize("threshold, tail", [(1.0, 0.5), (0.7, 0.0), (2.0, 1.0)])
 @pytest.mark.parametrize("case", INFERENCE)
-def test_inference_equals_the_loop(case, threshold, operator):
+def test_inference_equals_the_loop(case, threshold, tail, operator):
     arguments = INFERENCE[case]
-    settings = {"threshold": threshold, "tail_threshold": 0.5}
+    settings = {"threshold": threshold, "tail_threshold": tail}
     check(operator(*arguments, **settings), *arguments, **settings)
-
-
-@pytest.mark.parametrize("tail_threshold", [0.0, 0.4, 1.0])
-def test_tail_threshold(tail_threshold):
-    arguments = batch(40, 23, 1, 31, 12, 17)
-    settings = {"tail_threshold": tail_threshold}
-    check(cif(*arguments, **settings), *arguments, **settings)
 
 
 @pytest.mark.parametrize("operator", [cif, cif_dense])
@@ -356,33 +349,6 @@ def test_nan_alpha_in_training_shows_in_the_quantity_only():
     assert output.quantity.isnan().tolist() == [True, False]
 
 
-X, A, L = torch.zeros(2, 4, D), torch.full((2, 4), 0.5), torch.tensor([4, 3])
-
-
-@pytest.mark.parametrize(
-    "arguments, error, message",
-    [
-        ((X[0], A, L), ValueError, r"got \[4, 5\] and \[2, 4\]"),
-        ((X, A[:, :3], L), ValueError, r"got \[2, 4, 5\] and \[2, 3\]"),
-        ((X, A.bfloat16(), L), TypeError, "alpha is torch.bfloat16"),
-        ((X, A, L / 4), TypeError, "Relative lengths"),
-        ((X, A, L[:1]), ValueError, r"shape \[1\], but x has 2"),
-        ((X, A, L, L[:1]), ValueError, "target_lengths has shape"),
-        ((X, A, torch.tensor([4, 5])), ValueError, "utterance 1 .* 5, but x has 4"),
-        ((X, A, torch.tensor([-1, 4])), ValueError, "utterance 0 .* x_lengths is -1"),
-        ((X, A, L, torch.tensor([1, -2])), ValueError, "utterance 1 .* negative"),
-        ((X, A - 0.6, L), ValueError, "utterance 0 .* negative alpha"),
-        ((X, A * torch.nan, L), ValueError, "utterance 0 .* not finite"),
-        ((X, A / 0.0, L), ValueError, "utterance 0 .* not finite"),
-        ((X, A, L, None, 0.0), ValueError, "threshold must be positive"),
-        ((X, A, L, None, 1.0, -0.1), ValueError, "threshold must be positive"),
-    ],
-)
-def test_errors_name_the_cause(arguments, error, message):
-    with pytest.raises(error, match=message):
-        cif(*arguments)
-
-
 @pytest.mark.slow
 def test_dense_form_exports_with_free_sizes():
     class Inference(torch.nn.Module):
@@ -399,49 +365,3 @@ def test_dense_form_exports_with_free_sizes():
         exported.module()(*arguments), cif(*arguments), strict=True
     ):
         torch.testing.assert_close(field, expected, atol=1e-6, rtol=1e-5)
-
-
-def test_module_has_the_parameters_of_the_paper():
-    assert sum(p.numel() for p in CIF(256).parameters()) == 197_121
-    with pytest.raises(ValueError, match="odd"):
-        CIF(8, kernel_size=2)
-
-
-def test_module_is_the_same_alone_and_in_a_batch():
-    torch.manual_seed(0)
-    lobe = CIF(D).eval()
-    x, _, x_lengths = batch(30, 11, 1, 0)
-    whole, alpha = lobe(x, x_lengths), lobe.weights(x, x_lengths)
-    assert alpha.dtype == torch.float32 and not alpha[1, 11:].any()
-    for b, n in enumerate([30, 11, 1]):
-        alone = lobe(x[b : b + 1, :n], x_lengths[b : b + 1])
-        U = int(alone.lengths)
-        assert U == whole.lengths[b]
-        torch.testing.assert_close(alone.embeddings[0], whole.embeddings[b, :U])
-        torch.testing.assert_close(alone.boundaries[0], whole.boundaries[b, : U + 1])
-
-
-def test_module_does_not_feel_autocast():
-    torch.manual_seed(0)
-    lobe = CIF(D).eval()
-    x, _, x_lengths = batch(30, 11)
-    expected = lobe(x, x_lengths)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = lobe(x, x_lengths)
-    for field, wanted in zip(output, expected, strict=True):
-        assert torch.equal(field, wanted)
-
-
-def test_module_learns_the_number_of_tokens():
-    torch.manual_seed(0)
-    lobe = CIF(D, dropout=0.0)
-    x, _, x_lengths = batch(24, 16)
-    targets = torch.tensor([6, 4])
-    optimizer = torch.optim.Adam(lobe.parameters(), lr=0.05)
-    for _ in range(60):
-        output = lobe(x, x_lengths, targets)
-        loss = (output.quantity - targets).abs().sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert lobe(x, x_lengths).lengths.tolist() == [6, 4]

@@ -39,17 +39,15 @@ FORMAT = 1  # to be raised when the same plan gives other audio, so corpora are 
 # Dev and test were picked among those without a near twin elsewhere (README.md).
 VARIANTS = {
     "train-clean-mini": """
-        m1 f2 Alex m3 Annie klatt4 Andy grandma john david steph Gene klatt6 anika adam Mike
+        m1 f2 Alex m3 Annie klatt4 Andy john david steph Gene klatt6 anika adam Mike
         benjamin aunty Henrique m6 belinda Reed m7 steph2 rob max m8 steph3 edward2
-        antonio Hugo klatt5 croak fast anikaRobot Gene2 iven Michael miguel robert
-        announcer grandpa iven3 Jacky klatt klatt2 michel mike2 Nguyen Diogo iven4
-        RicishayMax RicishayMax2 RicishayMax3 robosoft robosoft2 robosoft3 robosoft4
-        robosoft5 robosoft6 robosoft7 robosoft8 Storm Tweaky UniRobot
+        antonio Hugo klatt5 Gene2 iven Michael miguel robert announcer iven3 Jacky
+        klatt klatt2 michel mike2 Nguyen Diogo iven4 sandro Mario klatt3 Denis
     """,
-    "dev-clean-mini": "f5 Andrea linda m5 paul sandro Mario klatt3 Denis pedro",
-    "test-clean-mini": "f1 f3 f4 m2 pablo m4 edward victor quincy ed",
+    "dev-clean-mini": "f5 Andrea linda m5 paul pedro",
+    "test-clean-mini": "f1 f3 f4 m2 pablo m4 edward victor",
 }
-ACCENTS = ("en-us", "en-gb-x-rp", "en-us-nyc")
+ACCENTS = ("en-us", "en-gb-x-rp")
 
 
 @dataclass(frozen=True)
@@ -102,9 +100,9 @@ def plan(hours, seed):
                 voice=f"{ACCENTS[i % len(ACCENTS)]}+{variant}",
                 pitch=rng.randint(35, 65),
                 pitch_range=rng.randint(35, 65),
-                rate=rng.randint(140, 175),
+                rate=rng.randint(130, 165),
                 level=round(rng.uniform(-32, -22), 1),
-                snr=round(rng.uniform(20, 30), 1),
+                snr=round(rng.uniform(25, 40), 1),
             )
             lines = [
                 (f"{speaker.number}-1-{k:04d}", text)
