@@ -1,0 +1,32 @@
+"""Distil HuBERT or wav2vec 2.0 into a small student, from audio alone.
+
+python recipes/LibriSpeech/train_fithubert.py recipes/LibriSpeech/hparams/fithubert_100h.yaml --data_folder DIR
+"""  # noqa: E501
+
+import pathlib
+import sys
+
+from cif_lobes.cli import parse
+
+
+def prepare(hparams):
+    """Write the corpus's manifests."""
+    from librispeech_prepare import prepare_librispeech
+
+    prepare_librispeech(
+        hparams["data_folder"],
+        hparams["manifest_folder"],
+        train_splits=hparams["train_splits"],
+        valid_splits=hparams["valid_splits"],
+        test_splits=[],
+        max_rejected=hparams["max_rejected"],
+    )
+
+
+if __name__ == "__main__":
+    default_yaml = pathlib.Path(__file__).parent / "hparams" / "fithubert_100h.yaml"
+    arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
+
+    from cif_lobes.fithubert_brain import run
+
+    run(*arguments, prepare)
