@@ -9,24 +9,25 @@ import torch
 from conftest import ROOT, TINY, load_module
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from cif_lobes import alignment
+from cif_lobes import alignment_plot
 from cif_lobes.alignment import (
     FrameClock,
     TokenSpan,
     frame_clock,
-    plot,
     sparkline,
     token_spans,
     word_spans,
 )
+from cif_lobes.alignment_plot import plot
 from cif_lobes.cif import cif
 from cif_lobes.encoder import ConvFrontEnd
 from cif_lobes.experiment import make_brain
-from cif_lobes.manifest import prepare_own_data, read_manifest
+from cif_lobes.manifest import read_manifest
 from cif_lobes.tokens import SPACE
+from cif_lobes.validation import prepare_own_data
 
 CLOCK = FrameClock(0.01, 0.08)
-ALPHA = torch.tensor([0.5, 0.75, 0.5, 1.0, 0.25])  # fires at 1.67, 3.25; 0.5 remain
+ALPHA = torch.tensor([0.5, 0.75, 0.5, 1.0, 0.25])  # fires at 1.67, 3.25 and 5
 HANZI = ["你", "好", "吗"]
 
 
@@ -127,13 +128,14 @@ def test_words(tokens, text, expected):
 
 def test_sparkline():
     """The frame in which a token fires is its last; hanzi are two columns wide."""
-    spans = spans_of(ALPHA, HANZI[:2])
-    assert sparkline(ALPHA, spans, CLOCK) == "▄▆ ▄█ ▂\n你 好"
+    alpha = torch.tensor([0.5, 0.5, 0.75, 0.5, 0.125])
+    spans = spans_of(alpha, HANZI[:2], tail_threshold=0.9)
+    assert sparkline(alpha, spans, CLOCK) == "▆▆ █▆ ▂\n你 好"
 
 
 def test_sparkline_wraps_between_tokens():
     """No line is longer than the terminal, nothing is lost."""
-    spans = spans_of(ALPHA, ["one", "two", "three"], tail_threshold=0.1)
+    spans = spans_of(ALPHA, ["one", "two", "three"])
     lines = sparkline(ALPHA, spans, CLOCK, width=9).split("\n")
     assert lines == ["▄▆  ▄█", "one two", "▂", "three"]
 
@@ -149,7 +151,7 @@ def test_picture_without_a_font(monkeypatch, caplog):
     """Tokens that cannot be written are numbered, the others are not; it is said."""
     spans = spans_of(ALPHA, ["你", "é", "吗"])
     words = [TokenSpan("你é吗", 0.0, 0.4)]
-    monkeypatch.setattr(alignment, "FONTS", [])
+    monkeypatch.setattr(alignment_plot, "FONTS", [])
     figure, _ = draw(ALPHA, spans, words=words)
     assert [text for text, _ in words_of(figure.axes[3])] == ["1", "é", "3"]
     assert [r.getMessage()[:14] for r in caplog.records] == ["no font has 你吗"]
@@ -173,6 +175,15 @@ def test_picture_is_true(caplog):
         assert text.get_text() == span.token
         assert span.start < text.get_position()[0] < span.end
     assert not caplog.records
+
+
+def test_fire_by_the_remainder_is_open():
+    """Its mark is not at the threshold and not filled, the other one is both."""
+    alpha = torch.tensor([0.5, 0.5, 0.75])
+    figure, _ = draw(alpha, spans_of(alpha, ["a", "b"]))
+    marks = [mark for mark in figure.axes[0].lines if mark.get_marker() == "o"]
+    assert [m.get_ydata()[0] for m in marks] == pytest.approx([1, 0.75], abs=1e-5)
+    assert [m.get_markerfacecolor() == "white" for m in marks] == [False, True]
 
 
 def test_labels_do_not_overlap():
@@ -203,7 +214,6 @@ def run(corpus, tmp_path_factory):
     hparams = load_hyperpyyaml(yaml)
     hparams["tokenizer"].fit(["abcd"])
     paths = {"train": train_csv, "valid": valid_csv, "test": [valid_csv]}
-    (folder / "save").mkdir()
     prepare_own_data(paths, str(folder / "save"), "zh", max_rejected=0)
     make_brain(hparams, {"device": "cpu"})
     hparams["checkpointer"].save_checkpoint(meta={"error_rate": 1.0, "epoch": 1})

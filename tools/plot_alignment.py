@@ -76,7 +76,7 @@ def show(brain, name, signal, reference, path):
     from speechbrain import Stage
     from speechbrain.dataio.batch import PaddedBatch
 
-    from cif_lobes import alignment
+    from cif_lobes import alignment, alignment_plot
     from cif_lobes.scoring import ErrorRate
     from cif_lobes.tokens import SPACE
 
@@ -99,7 +99,7 @@ def show(brain, name, signal, reference, path):
     clock = alignment.frame_clock(strides, num_pools, hop)
     spans = alignment.token_spans(tokens, fired.boundaries[0], clock)
     by_words = hparams.error_unit == "word"
-    figure = alignment.plot(
+    figure = alignment_plot.plot(
         log_mel,
         alpha,
         spans,
