@@ -134,7 +134,8 @@ def read_latencies(folder, texts):
     rng = random.Random(1)
     wanted = rng.sample(list(cache), min(READS, len(cache)))
     with h5py.File(cache.path, "r") as file:
-        values, index = file["values"], dict(zip(file["ids"], file["text_index"]))
+        values = file["values"]
+        index = dict(zip(file["ids"], file["text_index"][...].tolist(), strict=True))
         offsets = file["offsets"][...].tolist()
 
         def read_h5py(utt_id):

@@ -112,8 +112,8 @@ def cif(x, alpha, x_lengths, target_lengths=None, threshold=1.0, tail_threshold=
     num_tokens, num_pairs = check_sizes(sizes.tolist(), x.shape[1])
 
     positions = boundary_positions(plan, num_tokens)
-    edges = torch.searchsorted(plan.clock, positions).clamp_(max=x.shape[1])
-    boundaries = boundary_times(plan, positions, edges, x_lengths)
+    edges = torch.searchsorted(plan.clock, positions)
+    boundaries = boundary_times(plan, positions, edges)
     if num_pairs > 0:
         dtype = torch.promote_types(x.dtype, torch.float32)
         stairs = make_staircase(plan, num_tokens, num_pairs, dtype)
@@ -147,8 +147,8 @@ def cif_dense(
     )
     num_tokens = plan.lengths.max().item()
     positions = boundary_positions(plan, num_tokens)
-    edges = (plan.clock[:, None] < positions[:, :, None]).sum(2).clamp(max=x.shape[1])
-    boundaries = boundary_times(plan, positions, edges, x_lengths)
+    edges = (plan.clock[:, None] < positions[:, :, None]).sum(2)
+    boundaries = boundary_times(plan, positions, edges)
 
     tokens = torch.arange(num_tokens, device=x.device)[:, None]
     overlap = (plan.c[:, None] - tokens).clamp(0.0, 1.0).diff(dim=2) * threshold

@@ -96,7 +96,7 @@ def boundary_positions(plan, num_tokens):
     return torch.minimum(torch.minimum(tokens, plan.lengths), plan.clock[:, -1:])
 
 
-def boundary_times(plan, positions, edges, x_lengths):
+def boundary_times(plan, positions, edges):
     """Times of the boundaries within the frames, in frames: [B, U + 1] float32.
 
     `edges` is the first edge at or behind each position; the weight of a frame is
@@ -105,4 +105,4 @@ def boundary_times(plan, positions, edges, x_lengths):
     after = plan.clock.gather(1, edges)
     before = plan.clock.gather(1, (edges - 1).clamp_(min=0))
     overshoot = (after - positions).div_((after - before).clamp_(min=GRAIN * GRAIN))
-    return torch.minimum(edges - overshoot, x_lengths[:, None]).float()
+    return (edges - overshoot).float()

@@ -15,7 +15,6 @@ from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.teacher_inspection import describe
 from cif_lobes.teachers import TextTeacher, token_batches
-from cif_lobes.text import normalize
 
 # Of a state's length. Rounding to bfloat16 moves it by 0.2 %, another text by far more.
 TOLERANCE = 0.01
@@ -39,20 +38,21 @@ def run(verb, hparams_file, run_opts, overrides):
     """
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
-    texts = read_texts(hparams["manifests"], hparams["language"])
-    hparams["tokenizer"].fit(texts.values())
+    tokenizer = hparams["tokenizer"]
+    texts = read_texts(hparams["manifests"], tokenizer.normalize)
+    tokenizer.fit(texts.values())
     {"build": build, "inspect": inspect, "verify": verify}[verb](hparams, texts)
 
 
-def read_texts(manifests, language):
+def read_texts(manifests, normalize):
     """Normalised transcript of every utterance of some manifests.
 
     Arguments
     ---------
     manifests : list of str
         csv files.
-    language : str
-        "zh" or "en".
+    normalize : callable
+        From a transcript to the text that is recognised.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def read_texts(manifests, language):
     texts = {}
     for manifest in manifests:
         for u in read_manifest(manifest):
-            text = normalize(u.wrd, language)
+            text = normalize(u.wrd)
             if texts.setdefault(u.id, text) != text:
                 raise ValueError(
                     f"utterance {u.id} is {texts[u.id]!r} in one manifest and {text!r} "
@@ -170,7 +170,7 @@ def inspect(hparams, texts):
         From `read_texts`.
     """
     cache = TeacherCache(hparams["cache"])
-    print("\n".join(describe(cache, texts, hparams["tokenizer"], hparams["language"])))
+    print("\n".join(describe(cache, texts, hparams["tokenizer"])))
 
 
 def verify(hparams, texts):
@@ -231,7 +231,7 @@ def _identity(teacher, hparams):
         "layer": teacher.layer,
         "teacher_tokenizer": teacher.tokenizer_hash,
         "tokenizer_fingerprint": hparams["tokenizer"].fingerprint,
-        "text_normalization": hparams["language"],
+        "text_normalization": hparams["tokenizer"].language,
         "dtype": hparams["dtype"],
     }
 

@@ -15,7 +15,7 @@ POOL = 500  # utterances among which neighbours are looked for
 COLLAPSED = 0.8  # mean cosine from which states are said to look alike
 
 
-def describe(cache, texts, tokenizer, language, seed=0):
+def describe(cache, texts, tokenizer, seed=0):
     """Lines of a report on a cache.
 
     Arguments
@@ -25,9 +25,7 @@ def describe(cache, texts, tokenizer, language, seed=0):
     texts : dict of str to str
         Normalised transcript of each utterance id of the manifests.
     tokenizer : object
-        The recogniser's, with `encode`, `offsets` and `fingerprint`.
-    language : str
-        "zh" or "en".
+        The recogniser's, with `offsets`, `fingerprint` and `language`.
     seed : int
         Of the choice of utterances.
 
@@ -38,7 +36,7 @@ def describe(cache, texts, tokenizer, language, seed=0):
     problems = cache.problems(
         texts,
         tokenizer_fingerprint=tokenizer.fingerprint,
-        text_normalization=language,
+        text_normalization=tokenizer.language,
     )
     lines = [*_summary(cache, texts), *(f"  PROBLEM   {p}" for p in problems)]
     lines += [

@@ -213,6 +213,13 @@ def test_two_builds_of_one_cache_do_not_mix(tmp_path):
     write(path)
 
 
+def test_writes_that_are_cut_short_are_continued(tmp_path, monkeypatch):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:7], at))
+    cache = write(tmp_path / "bert.h5")
+    assert torch.equal(cache["b"], states_of("longest").half())
+
+
 def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)

@@ -133,8 +133,16 @@ def test_batch_and_padding_change_nothing(teacher):
         torch.testing.assert_close(together[text], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_states(folder, teacher):
+    on_gpu = encode(TextTeacher(folder, device="cuda"), TRICKY)
+    for text, states in encode(teacher, TRICKY).items():
+        torch.testing.assert_close(on_gpu[text].cpu(), states, atol=1e-3, rtol=1e-3)
+
+
 def test_batches_bound_padded_pieces_and_are_complete(teacher):
     texts = {"今天" * n: str(n) for n in (1, 9, 3, 3, 20, 5, 2, 8)}
+    texts["好房"] = "as long as another"
     aligned = teacher.align(texts, characters)
     batches = list(token_batches(aligned, batch_tokens=30))
     assert sum(batches, []) == aligned
