@@ -1,12 +1,14 @@
 """Score a trained run: which set, which beam, which checkpoints.
 
 python evaluate.py results/AISHELL-1/cif/1986 --split test --beam 10
+python evaluate.py export results/AISHELL-1/cif/1986 my_model
 
 Writes the error rate with its substitutions, deletions and insertions into the run's
 run.json, and every utterance's alignment into errors_*.txt beside it.
 """
 
 import argparse
+import sys
 
 
 def parse_arguments():
@@ -71,5 +73,24 @@ def main(arguments):
     score(brain, hparams, datasets, key=key, beam=arguments.beam)
 
 
+def export(argv):
+    """Write a run's recogniser into a folder that SpeechBrain loads."""
+    parser = argparse.ArgumentParser("evaluate.py export", description=export.__doc__)
+    parser.add_argument("run", help="output_folder of a training run")
+    parser.add_argument("out", help="new folder for the recogniser")
+    parser.add_argument(
+        "--average", choices=["last", "best"], help="which checkpoints to average"
+    )
+    parser.add_argument("--num_checkpoints", type=int, help="how many of them")
+    given = parser.parse_args(argv)
+    from cif_lobes.export import export_run
+
+    export_run(given.run, given.out, given.average, given.num_checkpoints)
+    print(f'{given.out}: EncoderDecoderASR.from_hparams(source="{given.out}")')
+
+
 if __name__ == "__main__":
-    main(parse_arguments())
+    if sys.argv[1:2] == ["export"]:
+        export(sys.argv[2:])
+    else:
+        main(parse_arguments())

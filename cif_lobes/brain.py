@@ -14,14 +14,12 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.nnet.losses import ctc_loss
-from speechbrain.utils.checkpoints import (
-    average_checkpoints,
-    ckpt_recency,
-)
+from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import get_rank
 from torch import Tensor
 
 from cif_lobes.distillation import distillation_losses
+from cif_lobes.export import average_parameters
 from cif_lobes.ledger import Ledger
 from cif_lobes.losses import label_smoothed_ce, quantity_loss
 from cif_lobes.scoring import ErrorRate
@@ -226,21 +224,12 @@ class CIFBrain(sb.Brain):
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Average checkpoints in memory; nothing on disk changes."""
-        which = self.hparams.average
-        if which not in ("last", "best"):
-            raise ValueError(f'average is {which!r}, must be "last" or "best"')
-        checkpoints = self.checkpointer.find_checkpoints(
-            min_key="error_rate" if which == "best" else None,
-            max_num_checkpoints=self.hparams.num_checkpoints,
-            ckpt_predicate=lambda c: "error_rate" in c.meta,
+        parameters, epochs = average_parameters(
+            self.checkpointer.checkpoints_dir,
+            self.hparams.average,
+            self.hparams.num_checkpoints,
         )
-        if not checkpoints:
-            raise FileNotFoundError(
-                f"no checkpoint in {self.checkpointer.checkpoints_dir}: train first, "
-                "with the same command without --test_only"
-            )
-        self.hparams.model.load_state_dict(average_checkpoints(checkpoints, "model"))
-        epochs = sorted(c.meta["epoch"] for c in checkpoints)
+        self.hparams.model.load_state_dict(parameters)
         logger.info(f"average of {len(epochs)} checkpoints, epochs {epochs}")
 
     # --- data order, interruption, checkpoints ---

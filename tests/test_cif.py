@@ -389,3 +389,22 @@ def test_dense_form_exports_with_free_sizes():
         exported.module()(*arguments), cif(*arguments), strict=True
     ):
         torch.testing.assert_close(field, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("targets", [None, [44, 50, 2, 0, 20]])
+def test_gpu_fires_like_the_cpu(targets):
+    x, alpha, x_lengths = batch(200, 37, 1, 0, 120)
+    targets = None if targets is None else torch.tensor(targets)
+    outputs, grads = [], []
+    for device in "cpu", "cuda":
+        leaves = [value.to(device).requires_grad_() for value in (x, alpha)]
+        output = cif(*leaves, x_lengths, targets)
+        (output.embeddings.cos().sum() + output.quantity.sum()).backward()
+        outputs.append([field.detach().cpu() for field in output])
+        grads.append([leaf.grad.cpu() for leaf in leaves])
+    (tokens, *plan), (gpu_tokens, *gpu_plan) = outputs
+    for field, expected in zip(gpu_plan, plan, strict=True):
+        assert torch.equal(field, expected)
+    torch.testing.assert_close(gpu_tokens, tokens)
+    torch.testing.assert_close(grads[1], grads[0], atol=1e-5, rtol=1e-4)

@@ -77,6 +77,7 @@ def place(tmp_path_factory):
     )
     for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
         shutil.move(write_corpus(place / "my", 8, seed), place / f"my/{name}.csv")
+    soundfile.write(place / "my/speech.wav", speak("abcd"), 16000)
     return place
 
 

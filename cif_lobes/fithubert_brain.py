@@ -1,0 +1,269 @@
+"""Distillation of a speech encoder, and a run of it from its yaml to its checkpoints.
+
+The loss of FitHuBERT (https://arxiv.org/abs/2207.00555, 2.3): the mean squared error of
+the last layer, plus `hint_weight` times the sum of those of the other layers, over real
+frames only. The authors' code averages over padding, too.
+"""
+
+import json
+import math
+import time
+from typing import NamedTuple
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.nnet.schedulers import LinearWarmupScheduler
+from speechbrain.utils.checkpoints import ckpt_recency
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    main_process_only,
+    run_on_main,
+)
+from torch import Tensor
+
+from cif_lobes.brain import CIFBrain
+from cif_lobes.dataio import read_audio
+from cif_lobes.experiment import _fit, _prepare_data, manifest_paths
+from cif_lobes.ledger import Ledger
+from cif_lobes.losses import regression_distillation
+from cif_lobes.manifest import read_manifest
+from cif_lobes.run_record import RunRecord, _clock
+from cif_lobes.speech_teachers import SpeechTeacher
+
+
+class Predictions(NamedTuple):
+    """What student and teacher say about a batch."""
+
+    student: dict  # layer to [B, T, H]
+    teacher: tuple  # [B, T, H] by layer
+    token_lengths: Tensor  # [B] frames: what CIFBrain divides gradients by
+
+
+class FitHuBERTBrain(CIFBrain):
+    """Trains a student to say what the layers of a frozen teacher say.
+
+    Reads from the yaml, besides `modules`: `lr`, `warmup`, `number_of_epochs`,
+    `hint_weight`, `num_checkpoints`, `seed`.
+
+    Arguments
+    ---------
+    teacher : cif_lobes.speech_teachers.SpeechTeacher
+        Beside `modules`, so it is never trained, switched to train mode or saved.
+    **kwargs
+        Those of `speechbrain.Brain`; modules has `student`, a `HintedStudent`.
+
+    Raises
+    ------
+    ValueError
+        If the states of student and teacher cannot be paired.
+    """
+
+    def __init__(self, teacher, **kwargs):
+        check_teacher(kwargs["modules"]["student"], teacher)
+        super().__init__(**kwargs)
+        self.teacher = teacher.to(self.device)
+
+    def compute_forward(self, batch, stage):
+        """States of both; see `Predictions`."""
+        batch = batch.to(self.device)
+        waves, relative = batch.signal
+        lengths = (relative * waves.shape[1]).round().long()
+        student, x_lengths = self.modules.student(waves, lengths)
+        teacher, _ = self.teacher(waves, lengths)
+        return Predictions(student, teacher, x_lengths)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Weighted sum of the losses over the batch's frames; keeps the ledger."""
+        student, teacher, x_lengths = predictions
+        last = max(student)
+        valid_mask = length_to_mask(x_lengths, teacher[last].shape[1], dtype=torch.bool)
+        losses = {
+            f"layer_{n}": (
+                1.0 if n == last else self.hparams.hint_weight,
+                regression_distillation(states, teacher[n], valid_mask)
+                / states.shape[-1],
+            )
+            for n, states in student.items()
+        }
+        self.ledger.add(losses, int(x_lengths.sum()))
+        if stage != sb.Stage.TRAIN:
+            self._count_unexplained(student[last], teacher[last], valid_mask)
+        return sum(weight * loss for weight, loss in losses.values())
+
+    def _count_unexplained(self, student, teacher, valid_mask):
+        """Squared error, and that of a student that knows the teacher's mean only."""
+        student, teacher = student[valid_mask].float(), teacher[valid_mask].float()
+        error = (student - teacher).square().sum()
+        spread = (teacher - teacher.mean(0)).square().sum()
+        self.ledger.count("unexplained", float(error), float(spread))
+
+    def on_fit_start(self):
+        """The learning rate rises for a share of all updates, then falls to 0."""
+        batches = len(self.train_sampler) / self.grad_accumulation_factor
+        updates = math.ceil(batches) * self.hparams.number_of_epochs
+        schedule = LinearWarmupScheduler(
+            self.hparams.lr, round(self.hparams.warmup * updates), updates
+        )
+
+        def set_lr(optimizer, update):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.calculate_lr(update)
+
+        self.hparams.lr_scheduler = set_lr
+        super().on_fit_start()
+
+    def on_stage_start(self, stage, epoch=None):
+        """Fresh figures for a stage."""
+        self.epoch, self.started, self.group_tokens = epoch, time.time(), 0
+        if stage == sb.Stage.TRAIN:
+            self.ledger = self.train_ledger
+            if self.step == 0:  # not resumed within the epoch
+                self.ledger.clear()
+        else:
+            self.ledger = Ledger()
+
+    def on_stage_end(self, stage, stage_loss, epoch):
+        """Log a stage; after validation, save and set old checkpoints aside."""
+        self.ledger.reduce(self.device)
+        summary = self.ledger.summary()
+        summary["seconds"] = round(time.time() - self.started, 1)
+        if stage == sb.Stage.TRAIN:
+            self.train_summary = summary
+            return
+        self.hparams.record.epoch(
+            epoch,
+            self.hparams.number_of_epochs,
+            self.optimizer.param_groups[0]["lr"],
+            self.optimizer_step,
+            self.train_summary,
+            summary,
+        )
+        self.checkpointer.save_and_keep_only(
+            meta={"loss": summary["loss"], "epoch": epoch},
+            num_to_keep=self.hparams.num_checkpoints,
+            importance_keys=[ckpt_recency],
+            min_keys=["loss"],
+        )
+
+
+class DistillationRecord(RunRecord):
+    """A run folder without error rates."""
+
+    @main_process_only
+    def epoch(self, number, of, learning_rate, updates, train, valid):
+        """Append an epoch's figures and print them with the time that is left."""
+        earlier = [e for e in self.epochs() if e["epoch"] < number]
+        row = {
+            "epoch": number,
+            "updates": updates,
+            "learning_rate": learning_rate,
+            "seconds": train["seconds"] + valid["seconds"],
+            "train": train,
+            "valid": valid,
+        }
+        rows = [json.dumps(r) for r in [*earlier, row]]
+        self.epochs_path.write_text("\n".join(rows) + "\n")
+        layers = " ".join(f"{t['value']:.3f}" for t in valid["losses"].values())
+        print(
+            f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
+            f"train {train['loss']:.3f}  valid {valid['loss']:.3f}, layers {layers}, "
+            f"{valid['unexplained']:.1%} of the last unexplained  "
+            f"{row['seconds']:.0f} s, {_clock((of - number) * row['seconds'])} left",
+            flush=True,
+        )
+
+
+def check_teacher(student, teacher):
+    """See that every taught layer has a teacher of its width, frame by frame.
+
+    Arguments
+    ---------
+    student : cif_lobes.fithubert.HintedStudent
+    teacher : cif_lobes.speech_teachers.SpeechTeacher
+
+    Raises
+    ------
+    ValueError
+        If not.
+    """
+    if student.last != teacher.num_layers:
+        raise ValueError(
+            f"the student has {student.last} layers, the teacher {teacher.num_layers}: "
+            f"layer n learns from layer n. Run with --num_layers {teacher.num_layers}"
+        )
+    if student.teacher_width != teacher.width:
+        raise ValueError(
+            f"teacher_width is {student.teacher_width}, the teacher's states have "
+            f"{teacher.width}. Run with --teacher_width {teacher.width}"
+        )
+    frontend = student.student.frontend
+    if (frontend.reach, frontend.hop) != (teacher.reach, teacher.hop):
+        raise ValueError(
+            f"a frame of the student reads {frontend.reach} samples, every "
+            f"{frontend.hop}, one of the teacher {teacher.reach}, every {teacher.hop}: "
+            "frame t of one is not frame t of the other. Change conv_kernels and "
+            "conv_strides"
+        )
+
+
+def run(hparams_file, run_opts, overrides, prepare):
+    """Prepare the data and distil.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The recipe's yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Settings of the command line.
+    prepare : callable
+        From the loaded yaml: writes the manifests train_csv and valid_csv name. Not
+        called with `skip_prep`.
+    """
+    ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    run_on_main(_prepare_data, args=[hparams, prepare])
+    datasets = {
+        name: make_audio_dataset(path, hparams["sample_rate"])
+        for name, path in manifest_paths(hparams).items()
+    }
+    brain = make_brain(hparams, run_opts, SpeechTeacher(hparams["teacher"]))
+    parameters = sum(p.numel() for p in hparams["model"].parameters())
+    hparams["record"].start(hparams_file, hparams["seed"], parameters)
+    _fit(brain, hparams, datasets)
+
+
+def make_brain(hparams, run_opts, teacher):
+    """The Brain of a loaded yaml."""
+    hparams["record"] = DistillationRecord(hparams["output_folder"])
+    hparams["model"] = torch.nn.ModuleDict(hparams["modules"])
+    hparams["checkpointer"].add_recoverable("model", hparams["model"])
+    return FitHuBERTBrain(
+        teacher,
+        modules=hparams["modules"],
+        opt_class=hparams["optimizer"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+
+
+def make_audio_dataset(manifest, sample_rate):
+    """A dataset of `id` and `signal` [samples] over one manifest; see `make_dataset`."""
+    rows = {
+        u.id: {"duration": u.duration, "wav": u.wav} for u in read_manifest(manifest)
+    }
+    signal = {
+        "func": lambda wav: read_audio(wav, sample_rate),
+        "takes": ["wav"],
+        "provides": "signal",
+    }
+    return DynamicItemDataset(
+        rows, dynamic_items=[signal], output_keys=["id", "signal"]
+    )
