@@ -19,6 +19,7 @@ class LogMel(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> x, x_lengths = LogMel()(torch.rand(2, 16000), torch.tensor([16000, 8000]))
     >>> x.shape, x_lengths
     (torch.Size([2, 101, 80]), tensor([101,  51]))

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
 TRAINING = [path for path in YAMLS if not path.name.startswith("extract")]
 SMALL = {"d_model": 16, "d_ffn": 16, "encoder_layers": 1, "pool_after": [1]}
-SMALL |= {"decoder_layers": 1, "conv_channels": 2, "vocab_size": 20}
+SMALL |= {"nhead": 4, "decoder_layers": 1, "conv_channels": 2, "vocab_size": 20}
 
 
 def name(path):
