@@ -18,6 +18,7 @@ from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import get_rank
 from torch import Tensor
 
+from cif_lobes.dataio import RankBatches
 from cif_lobes.distillation import distillation_losses
 from cif_lobes.export import average_parameters
 from cif_lobes.ledger import Ledger
@@ -155,14 +156,18 @@ class CIFBrain(sb.Brain):
         torch.manual_seed(
             hash((self.hparams.seed, self.epoch, self.step, get_rank() or 0)) % 2**63
         )
+        # In the last round some processes may have no batch left. They compute one
+        # again, for nothing: all must take part when gradients are summed.
+        counts = self.train_sampler.counts(self.step)
+        self.ledger = self.train_ledger if counts else Ledger()
         with self.no_sync(not should_step):
             with self.training_ctx:
                 predictions = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
             self.check_loss_isfinite(loss)
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss * counts).backward()
         tokens = int(predictions.token_lengths.sum())
-        self.group_tokens += tokens
+        self.group_tokens += tokens * counts
         if should_step:
             self.optimizers_step()
         return loss.detach().cpu() / tokens
@@ -197,6 +202,8 @@ class CIFBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch):
         """Log a stage; after validation, save and set old checkpoints aside."""
+        if stage == sb.Stage.TRAIN:
+            self.ledger = self.train_ledger
         self.ledger.reduce(self.device)
         summary = self.ledger.summary()
         summary["seconds"] = round(time.time() - self.started, 1)
@@ -235,18 +242,15 @@ class CIFBrain(sb.Brain):
     # --- data order, interruption, checkpoints ---
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
-        """Ranks take turns in one order of batches, which set_epoch reshuffles.
+        """Batches in turn, reshuffled by set_epoch.
 
-        SpeechBrain calls set_epoch on its distributed sampler only, and shuffles that
-        a second time: another order than that of a single process.
+        SpeechBrain calls set_epoch on its own distributed sampler only.
         """
-        sampler = loader_kwargs["batch_sampler"]
-        if self.distributed_launch:
-            sampler = sb.dataio.sampler.DistributedSamplerWrapper(
-                sampler, rank=self.rank, shuffle=False
-            )
-        self.train_sampler = loader_kwargs["batch_sampler"] = sampler
-        return loader_kwargs
+        processes = torch.distributed.get_world_size() if self.distributed_launch else 1
+        self.train_sampler = RankBatches(
+            loader_kwargs["batch_sampler"], get_rank() or 0, processes
+        )
+        return {**loader_kwargs, "batch_sampler": self.train_sampler}
 
     def on_fit_start(self):
         """Resume if there is something to resume; catch interruptions from here on."""

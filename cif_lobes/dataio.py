@@ -177,6 +177,46 @@ def train_loader_options(dataset, batch_seconds, num_buckets, sorting, seed, wor
     }
 
 
+class RankBatches:
+    """The batches of one process: all processes take turns in one order.
+
+    SpeechBrain's distributed sampler shuffles a second time, and fails when the number
+    of batches changes between epochs, as it may with dynamic batching.
+
+    Arguments
+    ---------
+    batches : DynamicBatchSampler
+        The same on every process.
+    rank, num_ranks : int
+        Number of this process, from 0, and how many there are.
+
+    Example
+    -------
+    >>> [list(RankBatches(["a", "b", "c"], rank, 2)) for rank in (0, 1)]
+    [['a', 'c'], ['b', 'a']]
+    """
+
+    def __init__(self, batches, rank, num_ranks):
+        self.batches, self.rank, self.num_ranks = batches, rank, num_ranks
+
+    def set_epoch(self, epoch):
+        """Choose the order of an epoch."""
+        self.batches.set_epoch(epoch)
+
+    def counts(self, step):
+        """Whether batch number `step` of this process, from 1, is not a repetition."""
+        return (step - 1) * self.num_ranks + self.rank < len(self.batches)
+
+    def __len__(self):
+        return -(-len(self.batches) // self.num_ranks)
+
+    def __iter__(self):
+        batches = list(self.batches)
+        # As many for every process: they meet at each step.
+        batches += batches[: -len(batches) % self.num_ranks]
+        return iter(batches[self.rank :: self.num_ranks])
+
+
 def eval_loader_options(dataset, batch_seconds, workers):
     """DataLoader options of evaluation: like durations, every utterance once."""
     longest = max(row["duration"] for row in dataset.data.values())
