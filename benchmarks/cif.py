@@ -1,23 +1,24 @@
 """CIF, forward and backward: the staircase against the usual ways to write it.
 
-    python benchmarks/cif.py --out cif.md      (5 minutes, 2 GB, Linux)
-    python benchmarks/cif.py --all             (`loop` at every size, 10 GB)
+    python benchmarks/cif.py --out cif.md      (3 minutes, 2 GB)
+    python benchmarks/cif.py --all             (`loop` at the largest size, too)
 
 `staircase` is `cif`, `dense` is `cif_dense` (forward only). `scatter` adds the left and
 the right share of every frame with scatter_add, as github.com/George0828Zhang/torch_cif
 does. `loop` walks over the frames with the whole batch, as FunASR and WeNet do. All are
 given weights to scale to T / 4 tokens. Rounds are interleaved and time is that of the
 CPU, so that what else runs on the machine slows all of them alike; even so, ratios are
-more reliable than milliseconds. Each memory figure is from a process of its own: growth
-of the resident set at its peak, without x, alpha and the gradient from above.
+more reliable than milliseconds. The peak is that of the bytes PyTorch allocates within
+one pass, in multiples of the bytes of x: x, alpha and the gradient from above are not
+in it, outputs and gradients are.
 """
 
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import time
+from itertools import accumulate
 
 import torch
 
@@ -32,8 +33,6 @@ KEEP_MEMORY = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
 }
-# For the peak the opposite: what is freed is given back at once.
-RETURN_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 def staircase(x, alpha, x_lengths, target_lengths):
@@ -143,35 +142,25 @@ def milliseconds(size, ways, rounds, loop_rounds, backward):
     return {way: statistics.median(values[1:]) for way, values in times.items()}
 
 
-def resident_bytes(field):
-    with open("/proc/self/status") as file:
-        lines = dict(line.split(":", 1) for line in file)
-    return 1024 * int(lines[field].split()[0])
-
-
-def print_peak(way, size, backward):
-    """Growth of the resident set over one pass, as a multiple of the bytes of x."""
-    arguments, grad = make_batch(8, 50, 64)
-    step(way, arguments, grad if backward else None)
+def peak(size, way, backward):
+    """Most bytes held at once, as a multiple of the bytes of x."""
     arguments, grad = make_batch(*size)
-    # Resets the mark of the highest resident set, VmHWM.
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = resident_bytes("VmRSS")
-    step(way, arguments, grad if backward else None)
-    print((resident_bytes("VmHWM") - before) / arguments[0].nbytes)
-
-
-def peak(way, size, backward):
-    command = [sys.executable, __file__, "--peak", way, *map(str, size), str(backward)]
-    environment = {**os.environ, **KEEP_MEMORY, **RETURN_MEMORY}
-    return float(subprocess.check_output(command, env=environment, text=True))
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+        step(way, arguments, grad if backward else None)
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    held = accumulate(change for _, change in sorted(changes))
+    return max(held) / arguments[0].nbytes
 
 
 def report(sizes, rounds, loop_rounds, everything):
     lines = [
         f"PyTorch {torch.__version__}, CPU, float32, 1 thread, medians of {rounds} "
-        f"interleaved rounds ({loop_rounds} for `loop`); peak memory as a multiple of x.",
+        f"interleaved rounds ({loop_rounds} for `loop`); peak memory in multiples of x.",
         "",
         "| (B, T, D) | way | forward ms | ratio | forward+backward ms | ratio | peak |",
         "|---|---|---|---|---|---|---|",
@@ -190,17 +179,13 @@ def report(sizes, rounds, loop_rounds, everything):
                     row.append(f"{times[way] / times['staircase']:.1f}")
                 else:
                     row += ["-", "-"]
-            row.append(f"{peak(way, size, way in both):.2f}")
+            row.append(f"{peak(size, way, way in both):.2f}")
             lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
 
 def main():
-    if sys.argv[1:2] == ["--peak"]:
-        way, *size, backward = sys.argv[2:]
-        torch.set_num_threads(1)
-        return print_peak(way, tuple(map(int, size)), backward == "True")
     if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
         # The allocator reads them when the process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)

@@ -1,6 +1,6 @@
 """Building and reading a teacher cache, against one padded .npy per utterance.
 
-    python benchmarks/teacher_cache.py --out teacher_cache.md   (about 5 minutes, 2 GB)
+    python benchmarks/teacher_cache.py --out teacher_cache.md   (2 minutes, 1 GB of disk)
 
 `padded` is the way of the authors' code (github.com/MingLunHan/CIF-HieraDist): batches
 of 256 sentences in file order, one float32 .npy each, padded to the longest of its

@@ -108,7 +108,9 @@ def cif(x, alpha, x_lengths, target_lengths=None, threshold=1.0, tail_threshold=
         alpha.detach(), x_lengths, target_lengths, threshold, tail_threshold
     )
     # The only wait for a GPU: the sizes of the output, with all that is to be checked.
-    sizes = torch.cat([x_lengths[:, None], plan.lengths, plan.is_negative], dim=1)
+    num_paired = plan.is_paired.sum(1, keepdim=True)
+    sizes = [x_lengths[:, None], plan.lengths, num_paired, plan.is_negative]
+    sizes = torch.cat(sizes, dim=1)
     num_tokens, num_pairs = check_sizes(sizes.tolist(), x.shape[1])
 
     positions = boundary_positions(plan, num_tokens)
@@ -116,7 +118,7 @@ def cif(x, alpha, x_lengths, target_lengths=None, threshold=1.0, tail_threshold=
     boundaries = boundary_times(plan, positions, edges)
     if num_pairs > 0:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        stairs = make_staircase(plan, num_tokens, num_pairs, dtype)
+        stairs = make_staircase(plan, edges, num_pairs, dtype)
         embeddings, quantity = Integrate.apply(x, alpha, plan, stairs)
     else:
         embeddings = x.new_zeros(x.shape[0], num_tokens, x.shape[2])

@@ -40,10 +40,11 @@ def check_inputs(x, alpha, x_lengths, target_lengths, threshold, tail_threshold)
 def check_sizes(sizes, max_frames):
     """Check the numbers of frames and tokens, and return the sizes U and N.
 
-    `sizes` lists (frames, tokens, whether a weight is negative) of each utterance.
+    `sizes` lists, of each utterance, the number of frames, of tokens, of frames that
+    are paired with tokens, and whether a weight is negative.
     """
     num_tokens = num_pairs = 0
-    for index, (frames, tokens, is_negative) in enumerate(sizes):
+    for index, (frames, tokens, paired, is_negative) in enumerate(sizes):
         if not 0 <= frames <= max_frames:
             raise ValueError(
                 f"utterance {index} of the batch: x_lengths is {frames}, but x has "
@@ -59,5 +60,5 @@ def check_sizes(sizes, max_frames):
                 "is not finite. Look for NaN in the encoder's output"
             )
         num_tokens = max(num_tokens, tokens)
-        num_pairs += frames + tokens - 1 if frames and tokens else 0
+        num_pairs += paired + tokens - 1 if paired else 0
     return num_tokens, num_pairs

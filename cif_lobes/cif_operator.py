@@ -36,16 +36,17 @@ class Staircase(NamedTuple):
     token_offsets: Tensor  # [B * U + 1] int64: first pair of each token, then N
 
 
-def make_staircase(plan, num_tokens, num_pairs, dtype):
-    """List the pairs of a plan; `num_tokens` is U."""
-    B = len(plan.lengths)
+def make_staircase(plan, edges, num_pairs, dtype):
+    """List the pairs of a plan; `edges` are the first ones at or behind 0..U."""
+    B, T = plan.is_paired.shape
+    U = edges.shape[1] - 1
+    device = edges.device
     token = token_of_edge(plan)
-    at_start = token[:, :-1]
+    at_start, row = token[:, :-1], token.long()
 
-    # From the token at the start of a frame to the one at its end; these are the same
-    # in padding and where no token fires.
-    is_paired = plan.valid_mask & (plan.lengths > 0)
-    counts = (token[:, 1:] - at_start).add_(is_paired).long().flatten()
+    # From the token at the start of a frame to the one at its end, which are the same
+    # behind the last boundary.
+    counts = (row[:, 1:] - row[:, :-1]).add_(plan.is_paired).flatten()
     frame_offsets = pad(counts.cumsum(0), (1, 0))
     frames = torch.repeat_interleave(counts, output_size=num_pairs)
 
@@ -54,22 +55,25 @@ def make_staircase(plan, num_tokens, num_pairs, dtype):
 
     # The n-th pair of a frame is with the n-th token after the one at its start; from
     # there, the frame covers [start, end] and this token [n, n + 1].
-    n = torch.arange(num_pairs, device=token.device)
-    n = n.sub_(by_pair(frame_offsets[:-1]))
-    first_row = torch.arange(B, device=token.device).mul_(num_tokens)[:, None]
-    tokens = by_pair(at_start.long() + first_row).add_(n)
+    n = torch.arange(num_pairs, device=device).sub_(by_pair(frame_offsets[:-1]))
+    row += torch.arange(B, device=device).mul_(U)[:, None]
+    tokens = by_pair(row[:, :-1]).add_(n)
     start = by_pair(plan.c[:, :-1] - at_start)
     end = by_pair(plan.c[:, 1:] - at_start)
     n = n.double()
     overlap = torch.minimum(end, n + 1.0).sub_(torch.maximum(start, n))
 
-    rows = torch.arange(B * num_tokens + 1, device=token.device)
+    # The pair of frame t and token u is number t + u of its utterance.
+    bounds = frame_offsets[::T]
+    u = torch.minimum(torch.arange(U, device=device), plan.lengths)
+    first = (edges[:, :-1] - 1).clamp_(min=0).add_(u).add_(bounds[:-1, None])
+    first = torch.minimum(first, bounds[1:, None]).flatten()
     return Staircase(
         frames=frames,
         tokens=tokens,
         weights=overlap.mul_(plan.threshold).to(dtype),
         frame_offsets=frame_offsets,
-        token_offsets=torch.searchsorted(tokens, rows),
+        token_offsets=torch.cat([first, bounds[-1:]]),
     )
 
 

@@ -33,6 +33,7 @@ class Plan(NamedTuple):
     anchor: Tensor  # [B, 1] float64, in tokens
     span: Tensor  # [B, 1] float64, in thresholds; inf if the end does not count
     valid_mask: Tensor  # [B, T] bool
+    is_paired: Tensor  # [B, T] bool: frames that begin before the last boundary
     is_negative: Tensor  # [B, 1] bool: utterances with a negative weight
     threshold: float
 
@@ -75,6 +76,7 @@ def make_plan(alpha, x_lengths, target_lengths, threshold, tail_threshold):
         anchor=anchor,
         span=span,
         valid_mask=valid_mask,
+        is_paired=clock[:, :-1] < torch.minimum(lengths, clock[:, -1:]),
         is_negative=(grains < 0).any(1, keepdim=True),
         threshold=threshold,
     )

@@ -91,13 +91,13 @@ class TimeNorm(nn.Module):
         -------
         torch.Tensor, [B, D, T], float32
         """
-        x, real_frames = x.float(), x_lengths.view(-1, 1, 1)
+        x, frames = x.float(), x_lengths.view(-1, 1, 1)
         padding_mask = _padding_mask(x_lengths, x.shape[2]).unsqueeze(1)
-        mean = x.masked_fill(padding_mask, 0.0).sum(2, keepdim=True) / real_frames
-        x = x - mean
-        squares = x.masked_fill(padding_mask, 0.0).square().sum(2, keepdim=True)
-        scale = self.weight.view(-1, 1) * (squares / real_frames + self.eps).rsqrt()
-        return x * scale + self.bias.view(-1, 1)
+        x = x - x.masked_fill(padding_mask, 0.0).sum(2, keepdim=True) / frames
+        real = x.masked_fill(padding_mask, 0.0)
+        variance = torch.linalg.vector_norm(real, dim=2, keepdim=True).square() / frames
+        scale = self.weight.view(-1, 1) * (variance + self.eps).rsqrt()
+        return torch.addcmul(self.bias.view(-1, 1), x, scale)
 
 
 class WaveformFrontEnd(nn.Module):

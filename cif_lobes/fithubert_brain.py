@@ -127,6 +127,8 @@ class FitHuBERTBrain(CIFBrain):
 
     def on_stage_end(self, stage, stage_loss, epoch):
         """Log a stage; after validation, save and set old checkpoints aside."""
+        if stage == sb.Stage.TRAIN:
+            self.ledger = self.train_ledger
         self.ledger.reduce(self.device)
         summary = self.ledger.summary()
         summary["seconds"] = round(time.time() - self.started, 1)

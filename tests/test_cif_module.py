@@ -1,9 +1,9 @@
-"""The CIF module, and what the operator says about wrong arguments."""
+"""The CIF module; wrong arguments; export and GPU."""
 
 import pytest
 import torch
 
-from cif_lobes.cif import CIF, cif
+from cif_lobes.cif import CIF, cif, cif_dense
 
 D = 5
 
@@ -14,6 +14,11 @@ def batch(*lengths):
     x, x_lengths = torch.randn(len(lengths), max(lengths), D), torch.tensor(lengths)
     x[torch.arange(max(lengths)) >= x_lengths[:, None]] = torch.nan
     return x, x_lengths
+
+
+def weighted(*lengths):
+    x, x_lengths = batch(*lengths)
+    return x, torch.rand(x.shape[:2]), x_lengths
 
 
 def test_module_has_the_parameters_of_the_paper():
@@ -87,3 +92,40 @@ X, A, L = torch.zeros(2, 4, D), torch.full((2, 4), 0.5), torch.tensor([4, 3])
 def test_errors_name_the_cause(arguments, error, message):
     with pytest.raises(error, match=message):
         cif(*arguments)
+
+
+@pytest.mark.slow
+def test_dense_form_exports_with_free_sizes():
+    class Inference(torch.nn.Module):
+        def forward(self, x, alpha, x_lengths):
+            return tuple(cif_dense(x, alpha, x_lengths))
+
+    free = torch.export.Dim.AUTO
+    sizes = {0: free, 1: free}
+    exported = torch.export.export(
+        Inference(), weighted(20, 13, 7), dynamic_shapes=(sizes, sizes, {0: free})
+    )
+    arguments = weighted(33, 13, 7, 0, 2)
+    for field, expected in zip(
+        exported.module()(*arguments), cif(*arguments), strict=True
+    ):
+        torch.testing.assert_close(field, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("targets", [None, [44, 50, 2, 0, 20]])
+def test_gpu_fires_like_the_cpu(targets):
+    x, alpha, x_lengths = weighted(200, 37, 1, 0, 120)
+    targets = None if targets is None else torch.tensor(targets)
+    outputs, grads = [], []
+    for device in "cpu", "cuda":
+        leaves = [value.to(device).requires_grad_() for value in (x, alpha)]
+        output = cif(*leaves, x_lengths, targets)
+        (output.embeddings.cos().sum() + output.quantity.sum()).backward()
+        outputs.append([field.detach().cpu() for field in output])
+        grads.append([leaf.grad.cpu() for leaf in leaves])
+    (tokens, *plan), (gpu_tokens, *gpu_plan) = outputs
+    for field, expected in zip(gpu_plan, plan, strict=True):
+        assert torch.equal(field, expected)
+    torch.testing.assert_close(gpu_tokens, tokens)
+    torch.testing.assert_close(grads[1], grads[0], atol=1e-5, rtol=1e-4)

@@ -151,7 +151,10 @@ def test_time_norm_is_group_norm_where_nothing_is_padded():
     for norm in (ours, theirs):
         torch.nn.init.constant_(norm.weight, 1.5)
         torch.nn.init.constant_(norm.bias, 0.5)
-    torch.testing.assert_close(ours(x, torch.tensor([50, 50])), theirs(x))
+    normed = ours(x, torch.tensor([50, 50]))
+    torch.testing.assert_close(normed, theirs(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x, torch.tensor([50, 50])), normed), "not in float32"
 
 
 def test_only_taught_layers_get_a_head():
