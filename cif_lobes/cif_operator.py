@@ -63,11 +63,11 @@ def make_staircase(plan, edges, num_pairs, dtype):
     n = n.double()
     overlap = torch.minimum(end, n + 1.0).sub_(torch.maximum(start, n))
 
-    # The pair of frame t and token u is number t + u of its utterance.
+    # The pair of frame t and token u is number t + u of its utterance; a token behind
+    # the last one begins where the next utterance does.
     bounds = frame_offsets[::T]
-    u = torch.minimum(torch.arange(U, device=device), plan.lengths)
-    first = (edges[:, :-1] - 1).clamp_(min=0).add_(u).add_(bounds[:-1, None])
-    first = torch.minimum(first, bounds[1:, None]).flatten()
+    first = (edges[:, :-1] - 1).clamp_(min=0).add_(torch.arange(U, device=device))
+    first = torch.minimum(first.add_(bounds[:-1, None]), bounds[1:, None]).flatten()
     return Staircase(
         frames=frames,
         tokens=tokens,
