@@ -16,6 +16,7 @@ in it, outputs and gradients are.
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import time
 from itertools import accumulate
@@ -142,7 +143,7 @@ def milliseconds(size, ways, rounds, loop_rounds, backward):
     return {way: statistics.median(values[1:]) for way, values in times.items()}
 
 
-def peak(size, way, backward):
+def print_peak(way, size, backward):
     """Most bytes held at once, as a multiple of the bytes of x."""
     arguments, grad = make_batch(*size)
     cpu = [torch.profiler.ProfilerActivity.CPU]
@@ -154,7 +155,16 @@ def peak(size, way, backward):
         if event.name() == "[memory]"
     ]
     held = accumulate(change for _, change in sorted(changes))
-    return max(held) / arguments[0].nbytes
+    print(max(held) / arguments[0].nbytes)
+
+
+def peak(way, size, backward):
+    """The same in a process of its own: in one that keeps its memory, the records of
+    the profiler scatter over it until none is left."""
+    command = [sys.executable, __file__, "--peak", way, *map(str, size), str(backward)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    quiet = subprocess.DEVNULL
+    return float(subprocess.check_output(command, env=environment, stderr=quiet))
 
 
 def report(sizes, rounds, loop_rounds, everything):
@@ -179,13 +189,17 @@ def report(sizes, rounds, loop_rounds, everything):
                     row.append(f"{times[way] / times['staircase']:.1f}")
                 else:
                     row += ["-", "-"]
-            row.append(f"{peak(size, way, way in both):.2f}")
+            row.append(f"{peak(way, size, way in both):.2f}")
             lines.append(f"| {' | '.join(row)} |")
             print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
 
 def main():
+    if sys.argv[1:2] == ["--peak"]:
+        way, *size, backward = sys.argv[2:]
+        torch.set_num_threads(1)
+        return print_peak(way, tuple(map(int, size)), backward == "True")
     if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
         # The allocator reads them when the process starts.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)

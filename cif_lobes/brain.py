@@ -15,7 +15,7 @@ import torch
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.nnet.losses import ctc_loss
 from speechbrain.utils.checkpoints import ckpt_recency
-from speechbrain.utils.distributed import get_rank
+from speechbrain.utils.distributed import ddp_barrier, get_rank
 from torch import Tensor
 
 from cif_lobes.dataio import RankBatches
@@ -231,6 +231,8 @@ class CIFBrain(sb.Brain):
 
     def on_evaluate_start(self, max_key=None, min_key=None):
         """Average checkpoints in memory; nothing on disk changes."""
+        # The first process may still be saving or deleting what the others look for.
+        ddp_barrier()
         parameters, epochs = average_parameters(
             self.checkpointer.checkpoints_dir,
             self.hparams.average,

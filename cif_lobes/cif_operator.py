@@ -24,9 +24,9 @@ class Staircase(NamedTuple):
     """The N pairs (frame, token) that can overlap, sorted by frame and token at once.
 
     From one pair to the next either the frame or the token advances by one. So the
-    pairs of a frame are neighbours, and so are those of a token, and an utterance of T
-    frames and U tokens has T + U - 1 of them. One list serves all three products of
-    the operator as sums over neighbours: no atomics, no copy of the frames.
+    pairs of a frame are neighbours, and so are those of a token, and U tokens that end
+    in the T-th frame have T + U - 1 pairs. One list serves all three products of the
+    operator as sums over neighbours: no atomics, no copy of the frames.
     """
 
     frames: Tensor  # [N] int64: rows of x laid flat

@@ -99,16 +99,21 @@ def tiny_arguments(corpus, folder, **changes):
     return [str(yaml), *flags]
 
 
-def train(arguments, recipe="AISHELL-1", processes=1, check=True, **kwargs):
+def train(arguments, recipe="AISHELL-1", processes=1, check=True):
     """Run a recipe's train.py in its own process."""
     script = str(ROOT / "recipes" / recipe / "train.py")
     command = [sys.executable, script, *arguments]
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         command[1:1] = [*launcher, f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        command, check=check, capture_output=True, text=True, cwd=ROOT, **kwargs
+    # One thread each: processes that share cores slow each other down many times.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment
     )
+    if check:
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
 
 
 def last_checkpoint(run):
