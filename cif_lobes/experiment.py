@@ -79,7 +79,15 @@ def run(hparams_file, run_opts, overrides, prepare):
         check_tokens(datasets[name], tokenizer, brain.count_frames, name)
     _fit(brain, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
-    return score(brain, hparams, tests)
+    results = score(brain, hparams, tests)
+    if torch.distributed.is_initialized():
+        # Together, and without destructors: now and then a gloo thread that is still
+        # running at exit makes C++ abort a process whose work is done.
+        torch.distributed.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return results
 
 
 def make_brain(hparams, run_opts):
