@@ -12,8 +12,11 @@ import pytest
 import soundfile
 import torch
 
-# Tests are small: one thread each is fastest, and the hub is never asked.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread in this process and in every one it starts, whatever the caller exported:
+# tests are small, and runs that are compared bit by bit must sum in the same order.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+# The hub is never asked.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -106,11 +109,7 @@ def train(arguments, recipe="AISHELL-1", processes=1, check=True):
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone"]
         command[1:1] = [*launcher, f"--nproc_per_node={processes}"]
-    # One thread each: processes that share cores slow each other down many times.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if check:
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
