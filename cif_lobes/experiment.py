@@ -52,12 +52,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     dict
         Summary of each test set, by name.
     """
-    ddp_init_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    run_on_main(_prepare_data, args=[hparams, prepare])
-    manifests = manifest_paths(hparams)
+    hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     tokenizer = hparams["tokenizer"]
     run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
     run_on_main(_keep_tokenizer, args=[hparams])
@@ -72,30 +67,53 @@ def run(hparams_file, run_opts, overrides, prepare):
         for name, path in manifests.items()
     }
     brain = make_brain(hparams, run_opts)
-    record = hparams["record"]
-    parameters = sum(p.numel() for p in hparams["model"].parameters())
-    record.start(hparams_file, hparams["seed"], parameters)
     for name in ("train", "valid"):
         check_tokens(datasets[name], tokenizer, brain.count_frames, name)
-    _fit(brain, hparams, datasets)
+    fit(brain, hparams_file, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
     results = score(brain, hparams, tests)
+    finish()
+    return results
+
+
+def start(hparams_file, run_opts, overrides, prepare):
+    """Join the other processes, load the yaml, prepare the data.
+
+    Arguments
+    ---------
+    hparams_file, run_opts, overrides, prepare
+        See `run`.
+
+    Returns
+    -------
+    hparams : dict
+        The loaded yaml.
+    manifests : dict of str to str
+        See `manifest_paths`.
+    """
+    ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    run_on_main(_prepare_data, args=[hparams, prepare])
+    return hparams, manifest_paths(hparams)
+
+
+def finish():
+    """Leave a distributed run together with the other processes, if it is one."""
     if torch.distributed.is_initialized():
-        # Together, and without destructors: now and then a gloo thread that is still
-        # running at exit makes C++ abort a process whose work is done.
+        # Without destructors: now and then a gloo thread that is still running at exit
+        # makes C++ abort a process whose work is done.
         torch.distributed.barrier()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-    return results
 
 
 def make_brain(hparams, run_opts):
     """The Brain of a loaded yaml; heads whose loss weighs nothing are left out."""
-    hparams["record"] = RunRecord(hparams["output_folder"])
     modules = used_modules(hparams)
-    hparams["model"] = torch.nn.ModuleDict(modules)
-    hparams["checkpointer"].add_recoverable("model", hparams["model"])
+    add_model(hparams, modules)
     return CIFBrain(
         modules=modules,
         opt_class=hparams["optimizer"],
@@ -103,6 +121,54 @@ def make_brain(hparams, run_opts):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
     )
+
+
+def add_model(hparams, modules):
+    """Add to a loaded yaml its run record, and the modules as what checkpoints hold."""
+    hparams["record"] = RunRecord(hparams["output_folder"])
+    hparams["model"] = torch.nn.ModuleDict(modules)
+    hparams["checkpointer"].add_recoverable("model", hparams["model"])
+
+
+def fit(brain, hparams_file, hparams, datasets):
+    """Train; on Ctrl-C say how to go on.
+
+    Arguments
+    ---------
+    brain : cif_lobes.training_brain.TrainingBrain
+    hparams_file : str
+        The recipe's yaml, for the run record.
+    hparams : dict
+        The loaded yaml.
+    datasets : dict of str to DynamicItemDataset
+        "train" and "valid".
+    """
+    parameters = sum(p.numel() for p in hparams["model"].parameters())
+    hparams["record"].start(hparams_file, hparams["seed"], parameters)
+    train_options = train_loader_options(
+        datasets["train"],
+        hparams["batch_seconds"],
+        hparams["num_buckets"],
+        hparams["sorting"],
+        hparams["seed"],
+        hparams["num_workers"],
+    )
+    valid_options = eval_loader_options(
+        datasets["valid"], hparams["eval_batch_seconds"], hparams["num_workers"]
+    )
+    try:
+        brain.fit(
+            hparams["epoch_counter"],
+            datasets["train"],
+            datasets["valid"],
+            train_loader_kwargs=train_options,
+            valid_loader_kwargs=valid_options,
+        )
+    except KeyboardInterrupt:
+        command = shlex.join([sys.executable, *sys.argv])
+        sys.exit(
+            f"stopped; saved in {hparams['save_folder']}. Go on with:\n  {command}"
+        )
 
 
 def load_run(folder, overrides=None, run_opts=None):
@@ -174,7 +240,7 @@ def score(brain, hparams, datasets, key="{}", **settings):
             dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
         )
         brain.evaluate(dataset, test_loader_kwargs=options)
-        results[name] = brain.test_summary
+        results[name] = brain.test_figures
         if if_main_process():
             path = pathlib.Path(hparams["output_folder"])
             path /= f"errors_{key.format(name)}.txt"
@@ -189,34 +255,6 @@ def score(brain, hparams, datasets, key="{}", **settings):
         }
         hparams["record"].result(key.format(name), results[name], **decoding)
     return results
-
-
-def _fit(brain, hparams, datasets):
-    """Train; on Ctrl-C say how to go on."""
-    train_options = train_loader_options(
-        datasets["train"],
-        hparams["batch_seconds"],
-        hparams["num_buckets"],
-        hparams["sorting"],
-        hparams["seed"],
-        hparams["num_workers"],
-    )
-    valid_options = eval_loader_options(
-        datasets["valid"], hparams["eval_batch_seconds"], hparams["num_workers"]
-    )
-    try:
-        brain.fit(
-            hparams["epoch_counter"],
-            datasets["train"],
-            datasets["valid"],
-            train_loader_kwargs=train_options,
-            valid_loader_kwargs=valid_options,
-        )
-    except KeyboardInterrupt:
-        command = shlex.join([sys.executable, *sys.argv])
-        sys.exit(
-            f"stopped; saved in {hparams['save_folder']}. Go on with:\n  {command}"
-        )
 
 
 def manifest_paths(hparams):

@@ -5,33 +5,22 @@ the last layer, plus `hint_weight` times the sum of those of the other layers, o
 frames only. The authors' code averages over padding, too.
 """
 
-import json
 import math
-import time
 from typing import NamedTuple
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.nnet.schedulers import LinearWarmupScheduler
-from speechbrain.utils.checkpoints import ckpt_recency
-from speechbrain.utils.distributed import (
-    ddp_init_group,
-    main_process_only,
-    run_on_main,
-)
 from torch import Tensor
 
-from cif_lobes.brain import CIFBrain
 from cif_lobes.dataio import read_audio
-from cif_lobes.experiment import _fit, _prepare_data, manifest_paths
-from cif_lobes.ledger import Ledger
+from cif_lobes.experiment import add_model, finish, fit, start
 from cif_lobes.losses import regression_distillation
 from cif_lobes.manifest import read_manifest
-from cif_lobes.run_record import RunRecord, _clock
 from cif_lobes.speech_teachers import SpeechTeacher
+from cif_lobes.training_brain import TrainingBrain
 
 
 class Predictions(NamedTuple):
@@ -39,10 +28,10 @@ class Predictions(NamedTuple):
 
     student: dict  # layer to [B, T, H]
     teacher: tuple  # [B, T, H] by layer
-    token_lengths: Tensor  # [B] frames: what CIFBrain divides gradients by
+    x_lengths: Tensor  # [B] frames of each utterance
 
 
-class FitHuBERTBrain(CIFBrain):
+class FitHuBERTBrain(TrainingBrain):
     """Trains a student to say what the layers of a frozen teacher say.
 
     Reads from the yaml, besides `modules`: `lr`, `warmup`, `number_of_epochs`,
@@ -115,67 +104,13 @@ class FitHuBERTBrain(CIFBrain):
         self.hparams.lr_scheduler = set_lr
         super().on_fit_start()
 
-    def on_stage_start(self, stage, epoch=None):
-        """Fresh figures for a stage."""
-        self.epoch, self.started, self.group_tokens = epoch, time.time(), 0
-        if stage == sb.Stage.TRAIN:
-            self.ledger = self.train_ledger
-            if self.step == 0:  # not resumed within the epoch
-                self.ledger.clear()
-        else:
-            self.ledger = Ledger()
+    def count_units(self, predictions):
+        """Frames of a batch."""
+        return int(predictions.x_lengths.sum())
 
-    def on_stage_end(self, stage, stage_loss, epoch):
-        """Log a stage; after validation, save and set old checkpoints aside."""
-        if stage == sb.Stage.TRAIN:
-            self.ledger = self.train_ledger
-        self.ledger.reduce(self.device)
-        summary = self.ledger.summary()
-        summary["seconds"] = round(time.time() - self.started, 1)
-        if stage == sb.Stage.TRAIN:
-            self.train_summary = summary
-            return
-        self.hparams.record.epoch(
-            epoch,
-            self.hparams.number_of_epochs,
-            self.optimizer.param_groups[0]["lr"],
-            self.optimizer_step,
-            self.train_summary,
-            summary,
-        )
-        self.checkpointer.save_and_keep_only(
-            meta={"loss": summary["loss"], "epoch": epoch},
-            num_to_keep=self.hparams.num_checkpoints,
-            importance_keys=[ckpt_recency],
-            min_keys=["loss"],
-        )
-
-
-class DistillationRecord(RunRecord):
-    """A run folder without error rates."""
-
-    @main_process_only
-    def epoch(self, number, of, learning_rate, updates, train, valid):
-        """Append an epoch's figures and print them with the time that is left."""
-        earlier = [e for e in self.epochs() if e["epoch"] < number]
-        row = {
-            "epoch": number,
-            "updates": updates,
-            "learning_rate": learning_rate,
-            "seconds": train["seconds"] + valid["seconds"],
-            "train": train,
-            "valid": valid,
-        }
-        rows = [json.dumps(r) for r in [*earlier, row]]
-        self.epochs_path.write_text("\n".join(rows) + "\n")
-        layers = " ".join(f"{t['value']:.3f}" for t in valid["losses"].values())
-        print(
-            f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
-            f"train {train['loss']:.3f}  valid {valid['loss']:.3f}, layers {layers}, "
-            f"{valid['unexplained']:.1%} of the last unexplained  "
-            f"{row['seconds']:.0f} s, {_clock((of - number) * row['seconds'])} left",
-            flush=True,
-        )
+    def describe(self, figures):
+        """What of the teacher's last layer the student does not know."""
+        return f"{figures['unexplained']:.1%} of the last layer unexplained"
 
 
 def check_teacher(student, teacher):
@@ -226,26 +161,19 @@ def run(hparams_file, run_opts, overrides, prepare):
         From the loaded yaml: writes the manifests train_csv and valid_csv name. Not
         called with `skip_prep`.
     """
-    ddp_init_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    run_on_main(_prepare_data, args=[hparams, prepare])
+    hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     datasets = {
         name: make_audio_dataset(path, hparams["sample_rate"])
-        for name, path in manifest_paths(hparams).items()
+        for name, path in manifests.items()
     }
     brain = make_brain(hparams, run_opts, SpeechTeacher(hparams["teacher"]))
-    parameters = sum(p.numel() for p in hparams["model"].parameters())
-    hparams["record"].start(hparams_file, hparams["seed"], parameters)
-    _fit(brain, hparams, datasets)
+    fit(brain, hparams_file, hparams, datasets)
+    finish()
 
 
 def make_brain(hparams, run_opts, teacher):
     """The Brain of a loaded yaml."""
-    hparams["record"] = DistillationRecord(hparams["output_folder"])
-    hparams["model"] = torch.nn.ModuleDict(hparams["modules"])
-    hparams["checkpointer"].add_recoverable("model", hparams["model"])
+    add_model(hparams, hparams["modules"])
     return FitHuBERTBrain(
         teacher,
         modules=hparams["modules"],

@@ -15,8 +15,6 @@ import time
 import torch
 from speechbrain.utils.distributed import main_process_only
 
-from cif_lobes.scoring import ErrorRate
-
 
 def hardware():
     """The machine in words.
@@ -106,8 +104,21 @@ class RunRecord:
         _write_atomically(self.path, record)
 
     @main_process_only
-    def epoch(self, number, of, learning_rate, updates, train, valid):
-        """Append an epoch's figures and print them with the time that is left."""
+    def epoch(self, number, of, learning_rate, updates, train, valid, scores):
+        """Append an epoch's figures and print them with the time that is left.
+
+        Arguments
+        ---------
+        number, of : int
+            This epoch, from 1, and the last.
+        learning_rate : float
+        updates : int
+            Optimizer steps so far.
+        train, valid : dict
+            `Ledger.summary()` of both stages, their seconds and other figures.
+        scores : str
+            The figures of the validation besides the losses, in words.
+        """
         earlier = [e for e in self.epochs() if e["epoch"] < number]
         row = {
             "epoch": number,
@@ -124,9 +135,7 @@ class RunRecord:
         print(
             f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
             f"{_terms('train', train)}  {_terms('valid', valid)}  "
-            f"{ErrorRate.describe(valid)}  accuracy {valid['accuracy']:.3f}  "
-            f"quantity error {valid['quantity_error']:.2f} tokens  "
-            f"{row['seconds']:.0f} s, {_clock(left)} left",
+            f"{scores}  {row['seconds']:.0f} s, {_clock(left)} left",
             flush=True,
         )
 

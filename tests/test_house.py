@@ -39,7 +39,7 @@ LIGHT = {
     "encoder": {"torch", "speechbrain"},
     "features": {"torch", "speechbrain"},
 }
-TOP = {"brain", "experiment", "inference", "fithubert_brain"}
+TOP = {"brain", "experiment", "inference", "fithubert_brain", "training_brain"}
 
 
 def imports(path):

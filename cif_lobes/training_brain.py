@@ -1,0 +1,180 @@
+"""The optimizer's step, the stages and the resume of every recipe's Brain.
+
+Every loss is a sum over the batch. The gradient is divided by the number of units
+(target tokens, or frames) of all micro-batches and processes just before the optimizer's
+step, so gradient accumulation, torchrun and a single process take the same step over the
+same utterances.
+"""
+
+import logging
+import signal
+import time
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.checkpoints import ckpt_recency
+from speechbrain.utils.distributed import get_rank
+
+from cif_lobes.dataio import RankBatches
+from cif_lobes.ledger import Ledger
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingBrain(sb.Brain):
+    """A `speechbrain.Brain` whose runs can be stopped, split and repeated.
+
+    Reads from the yaml: `lr_scheduler`, `number_of_epochs`, `num_checkpoints`, `seed`,
+    `record` (a `cif_lobes.run_record.RunRecord`). A subclass computes `compute_forward`
+    and `compute_objectives`, which adds its losses to `self.ledger`, and says:
+
+    best_key : str
+        Figure of the validation by which the best checkpoint is kept, lower is better.
+    count_units(predictions) : int
+        What a batch's loss is a sum over.
+    start_scoring(), scores() : dict
+        Figures of a validation or test besides the losses.
+    describe(figures) : str
+        Those of the validation, for a line of progress.
+    """
+
+    best_key = "loss"
+
+    def count_units(self, predictions):
+        """Tokens or frames of a batch, by which its gradient is divided."""
+        raise NotImplementedError
+
+    def start_scoring(self):
+        """Called before a validation or test."""
+
+    def scores(self):
+        """Called after it."""
+        return {}
+
+    def describe(self, figures):
+        """Figures of a validation besides the losses, in words."""
+        return ""
+
+    # --- one optimizer step ---
+
+    def fit_batch(self, batch):
+        """Forward and backward of a micro-batch, and the step that ends its group."""
+        last = self.step == len(self.train_sampler)
+        should_step = last or self.step % self.grad_accumulation_factor == 0
+        # Random numbers follow from (seed, epoch, step, rank) alone: a resumed run
+        # draws what the uninterrupted one would have drawn.
+        torch.manual_seed(
+            hash((self.hparams.seed, self.epoch, self.step, get_rank() or 0)) % 2**63
+        )
+        # In the last round some processes may have no batch left. They compute one
+        # again, for nothing: all must take part when gradients are summed.
+        counts = self.train_sampler.counts(self.step)
+        self.ledger = self.train_ledger if counts else Ledger()
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                predictions = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+            self.check_loss_isfinite(loss)
+            self.scaler.scale(loss * counts).backward()
+        units = self.count_units(predictions)
+        self.group_units += units * counts
+        if should_step:
+            self.optimizers_step()
+        return loss.detach().cpu() / units
+
+    def optimizers_step(self):
+        """Divide the summed gradients by the units behind them, then step."""
+        self.hparams.lr_scheduler(self.optimizer, self.optimizer_step + 1)
+        units, processes = torch.tensor(float(self.group_units)), 1
+        if self.distributed_launch:
+            units = units.to(self.device)
+            torch.distributed.all_reduce(units)
+            # DistributedDataParallel has averaged over processes; the sum is wanted.
+            processes = torch.distributed.get_world_size()
+        for parameter in self.modules.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(processes / units.to(parameter.device))
+        self.group_units = 0
+        super().optimizers_step()
+
+    # --- stages ---
+
+    def on_stage_start(self, stage, epoch=None):
+        """Fresh figures for a stage."""
+        self.epoch, self.started, self.group_units = epoch, time.time(), 0
+        if stage == sb.Stage.TRAIN:
+            self.ledger = self.train_ledger
+            if self.step == 0:  # not resumed within the epoch
+                self.ledger.clear()
+            return
+        self.ledger = Ledger()
+        self.start_scoring()
+
+    def on_stage_end(self, stage, stage_loss, epoch):
+        """Log a stage; after validation, save and set old checkpoints aside."""
+        if stage == sb.Stage.TRAIN:
+            self.ledger = self.train_ledger
+        self.ledger.reduce(self.device)
+        figures = self.ledger.summary()
+        figures["seconds"] = round(time.time() - self.started, 1)
+        if stage == sb.Stage.TRAIN:
+            self.train_figures = figures
+            return
+        figures |= self.scores()
+        if stage == sb.Stage.TEST:
+            self.test_figures = figures
+            return
+        self.hparams.record.epoch(
+            epoch,
+            self.hparams.number_of_epochs,
+            self.optimizer.param_groups[0]["lr"],
+            self.optimizer_step,
+            self.train_figures,
+            figures,
+            self.describe(figures),
+        )
+        self.checkpointer.save_and_keep_only(
+            meta={self.best_key: figures[self.best_key], "epoch": epoch},
+            num_to_keep=self.hparams.num_checkpoints,
+            importance_keys=[ckpt_recency],
+            min_keys=[self.best_key],
+        )
+
+    # --- data order, interruption, checkpoints ---
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        """Batches in turn, reshuffled by set_epoch.
+
+        SpeechBrain calls set_epoch on its own distributed sampler only.
+        """
+        processes = torch.distributed.get_world_size() if self.distributed_launch else 1
+        self.train_sampler = RankBatches(
+            loader_kwargs["batch_sampler"], get_rank() or 0, processes
+        )
+        return {**loader_kwargs, "batch_sampler": self.train_sampler}
+
+    def on_fit_start(self):
+        """Resume if there is something to resume; catch interruptions from here on."""
+        self.interrupted = False
+        self.train_ledger = Ledger()
+        self.checkpointer.add_recoverable("ledger", self.train_ledger)
+        super().on_fit_start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number, frame):
+        """First Ctrl-C: stop after this step. Second: stop now."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        logger.info("saving after this step, then stopping (again: stop at once)")
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Only between optimizer steps: half a gradient is not in a checkpoint."""
+        save = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
+        return (save or self.interrupted) and self.group_units == 0
+
+    def _save_intra_epoch_ckpt(self):
+        super()._save_intra_epoch_ckpt()
+        if self.interrupted:
+            raise KeyboardInterrupt
