@@ -1,0 +1,79 @@
+"""The paired bootstrap between two rows."""
+
+import argparse
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_module
+
+from cif_lobes.scoring import ErrorRate
+
+tool = load_module(ROOT / "tools/compare_runs.py")
+REFERENCES = ["abcd", "abcde", "a", ""]
+
+
+def write(folder, hypotheses, references=REFERENCES):
+    """A run folder whose test set was scored."""
+    folder.mkdir()
+    scores = ErrorRate("char")
+    ids = [f"utt-{i}" for i in range(len(references))]
+    scores.append(ids, hypotheses, references)
+    scores.write(folder / "errors_test.txt")
+    return folder
+
+
+def test_it_reads_what_scoring_writes(tmp_path):
+    run = write(tmp_path / "run", ["abxd", "abcde", "", "xy"])
+    assert tool.read_errors(run, "test") == {
+        "utt-0": (1, 4),
+        "utt-1": (0, 5),
+        "utt-2": (1, 1),
+        "utt-3": (2, 0),
+    }
+
+
+def test_seeds_are_averaged_by_utterance(tmp_path):
+    runs = [
+        tool.read_errors(write(tmp_path / name, hypotheses), "test")
+        for name, hypotheses in {
+            "a": ["abxd", "abcde", "a", ""],
+            "b": ["abxx", "abcde", "", ""],
+        }.items()
+    ]
+    edits, lengths = tool.mean_errors(runs, [f"utt-{i}" for i in range(4)])
+    assert edits.tolist() == [1.5, 0, 0.5, 0] and lengths.tolist() == [4, 5, 1, 0]
+
+
+def test_rates_and_interval_by_hand():
+    """One error fewer in every utterance of ten: no resample can say otherwise."""
+    lengths = np.full(50, 10)
+    result = tool.compare((np.full(50, 2.0), lengths), (np.full(50, 3.0), lengths), 500)
+    assert result["ours"] == 20 and result["baseline"] == 30
+    assert result["difference"] == result["low"] == result["high"] == -10
+    assert result["relative"] == pytest.approx(-1 / 3) and result["better"] == 1
+
+
+def test_the_interval_is_that_of_a_mean():
+    """Utterances of equal length: the normal approximation of the mean difference."""
+    generator = np.random.default_rng(1)
+    lengths = np.full(400, 10)
+    ours, baseline = generator.poisson(2, 400), generator.poisson(2.2, 400)
+    result = tool.compare((ours, lengths), (baseline, lengths), 4000)
+    difference = 10.0 * (ours - baseline)
+    error = difference.std() / 20
+    assert result["difference"] == pytest.approx(difference.mean())
+    assert result["low"] == pytest.approx(difference.mean() - 1.96 * error, abs=0.3)
+    assert result["high"] == pytest.approx(difference.mean() + 1.96 * error, abs=0.3)
+    again = tool.compare((ours, lengths), (baseline, lengths), 4000)
+    assert again == result
+
+
+def test_runs_scored_on_other_utterances_are_refused(tmp_path):
+    a = write(tmp_path / "a", ["abcd", "abcde", "a", ""])
+    b = write(tmp_path / "b", ["abcd", "abcde", "a"], REFERENCES[:3])
+    arguments = argparse.Namespace(split="test", ours=[a], baseline=[b])
+    with pytest.raises(SystemExit, match="other utterances"):
+        tool.main(arguments)
+    arguments.split = "dev"
+    with pytest.raises(SystemExit, match="evaluate.py"):
+        tool.main(arguments)
