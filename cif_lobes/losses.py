@@ -128,7 +128,9 @@ def contrastive_distillation(
     All cosines come from one matrix product, of which each row keeps its own random
     columns. Gathering the negatives instead, as the authors' code does, copies
     N x K x H numbers. Their code also draws from all N states and masks the anchor
-    when it meets it; here the anchor is never drawn, and K is exact.
+    when it meets it; here the anchor is never drawn, and K is exact. Nor are states
+    that equal it (transcripts said twice, letters that share the state of their word):
+    no student can be closer to one than to the other.
 
     Arguments
     ---------
@@ -198,16 +200,15 @@ def contrastive_distillation(
     if num_candidates <= num_negatives:
         num_negatives = int(0.8 * num_candidates)
 
-    # States of one group are never negatives of each other. Each is its own group
-    # at least, which keeps the anchor's own state out of the draw.
-    groups = torch.arange(num_candidates, device=student.device)
-    if exclude_same_token:
-        groups = token_ids
-    elif exclude_eos_negatives:
-        groups = groups.masked_fill(token_ids == eos_index, -1)
-
     # bfloat16 cosines near 1 lie 0.004 apart, a fifth of the temperature.
     with torch.autocast(student.device.type, enabled=False):
+        # States of one group are never negatives of each other: equal ones, which keeps the
+        # anchor's own out of the draw, and those of the tokens to exclude.
+        groups = torch.unique(candidates, dim=0, return_inverse=True)[1][None]
+        if exclude_same_token:
+            groups = torch.cat([groups, token_ids[None]])
+        elif exclude_eos_negatives:
+            groups = groups.masked_fill(token_ids == eos_index, -1)
         # eps of the authors' code.
         student = F.normalize(_at_least_float32(student), dim=-1, eps=1e-6)
         candidates = F.normalize(candidates.to(student.dtype), dim=-1, eps=1e-6)
@@ -311,9 +312,10 @@ def _check_same_states(student, teacher):
 
 
 def _draw_negatives(groups, own, num_negatives, generator):
-    """[len(own), M] bool, True at `num_negatives` random columns of each row, none of
-    the group of its column `own`; at all other groups' columns where they are fewer."""
-    same_group = groups[own, None] == groups
+    """[len(own), M] bool, True at `num_negatives` random columns of each row, none in a
+    group of its column `own` by any row of `groups` [G, M]; at all others where they
+    are fewer."""
+    same_group = (groups[:, own, None] == groups[:, None]).any(0)
     scores = torch.rand(
         same_group.shape, generator=generator, device=groups.device
     ).masked_fill_(same_group, -1)

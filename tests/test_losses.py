@@ -39,9 +39,10 @@ def info_nce(student, teacher, negatives, temperature=0.02):
     return total
 
 
-def equal_states(num_tokens):
+def parallel_states(num_tokens):
     """Uniform softmax over the own state and K negatives: log(1 + K) per anchor."""
-    return torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(num_tokens, 1)
+    lengths = torch.arange(1, num_tokens + 1, dtype=torch.float64)
+    return lengths[:, None] * torch.tensor([1.0, 0.0], dtype=torch.float64)
 
 
 # --- label-smoothed cross-entropy ---
@@ -100,7 +101,7 @@ def test_quantity_that_would_broadcast_is_refused(shape, target_shape):
 def test_acd_equals_the_formula_over_the_columns_drawn():
     student, teacher = randn(40, 6, dtype=torch.float64), randn(40, 6, seed=1).double()
     rows = torch.arange(40)
-    negatives = _draw_negatives(rows, rows, 7, seeded(3))
+    negatives = _draw_negatives(rows[None], rows, 7, seeded(3))
     expected = info_nce(
         student, teacher, [row.nonzero().flatten().tolist() for row in negatives]
     )
@@ -115,7 +116,9 @@ def test_acd_equals_the_formula_over_the_columns_drawn():
 )
 def test_acd_draws_all_that_is_asked_or_80_percent(num_tokens, num_negatives, drawn):
     loss, correct = contrastive_distillation(
-        equal_states(num_tokens), equal_states(num_tokens), num_negatives=num_negatives
+        parallel_states(num_tokens),
+        parallel_states(num_tokens),
+        num_negatives=num_negatives,
     )
     torch.testing.assert_close(loss.item(), num_tokens * math.log(1 + drawn))
     assert correct == num_tokens
@@ -193,7 +196,7 @@ def test_acd_repeats_with_the_generator_only():
 
 def test_every_row_draws_its_own_exact_uniform_subset():
     rows = torch.arange(400)
-    negatives = _draw_negatives(rows, rows, 100, seeded())
+    negatives = _draw_negatives(rows[None], rows, 100, seeded())
     assert (negatives.sum(1) == 100).all()
     assert not negatives.diagonal().any()
     assert len(negatives.unique(dim=0)) == 400
@@ -212,10 +215,19 @@ def test_every_row_draws_its_own_exact_uniform_subset():
 def test_excluded_tokens_are_never_negatives(options, available):
     # Once, once, thrice, four ends of sentence, once; 8 of 10 are drawn if there are.
     token_ids = torch.tensor([5, 6, 7, 7, 7, 2, 2, 2, 2, 9])
-    states = equal_states(10)
+    states = parallel_states(10)
     loss, _ = contrastive_distillation(states, states, token_ids=token_ids, **options)
     expected = sum(math.log(1 + number) for number in available)
     torch.testing.assert_close(loss.item(), expected)
+
+
+def test_equal_states_are_no_negatives_of_each_other():
+    """Three letters of a word, two of another: 2 and 3 negatives."""
+    teacher = torch.eye(2)[[0, 0, 0, 1, 1]]
+    loss, correct = contrastive_distillation(torch.zeros(5, 2), teacher)
+    torch.testing.assert_close(loss.item(), 3 * math.log(1 + 2) + 2 * math.log(1 + 3))
+    assert correct == 5
+    assert contrastive_distillation(teacher, teacher).loss < 1e-6
 
 
 def test_exclusion_without_tokens_is_refused():
