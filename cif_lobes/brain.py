@@ -78,6 +78,9 @@ class CIFBrain(TrainingBrain):
                 batch.teacher.data,
                 _valid_mask(predictions),
                 self.ledger,
+                # A gradient through heads that know nothing yet is noise, and larger
+                # than that of all other losses.
+                heads_only=self.optimizer_step < self.hparams.distil_after,
             )
         self.ledger.add(losses, int(predictions.token_lengths.sum()))
         if stage != sb.Stage.TRAIN:

@@ -73,7 +73,9 @@ def open_cache(hparams, manifest):
     return cache
 
 
-def distillation_losses(hparams, modules, predictions, teacher, valid_mask, ledger):
+def distillation_losses(
+    hparams, modules, predictions, teacher, valid_mask, ledger, heads_only=False
+):
     """ACD and LRD of a batch, those that weigh something.
 
     Arguments
@@ -91,6 +93,8 @@ def distillation_losses(hparams, modules, predictions, teacher, valid_mask, ledg
         True at real tokens.
     ledger : cif_lobes.ledger.Ledger
         Counts the contrastive accuracy.
+    heads_only : bool
+        Whether the gradient ends at the two heads.
 
     Returns
     -------
@@ -98,10 +102,13 @@ def distillation_losses(hparams, modules, predictions, teacher, valid_mask, ledg
         Weight and sum over the batch of each loss, by name.
     """
     losses = {}
+    vectors, states = predictions.fired.embeddings, predictions.states
+    if heads_only:
+        vectors, states = vectors.detach(), states.detach()
     if hparams.centre_teacher:
         teacher = teacher.float() - hparams.teacher_mean.to(teacher.device)
     if hparams.acd_weight:
-        student = modules["acd_head"](predictions.fired.embeddings)
+        student = modules["acd_head"](vectors)
         acd = contrastive_distillation(
             student[valid_mask],
             teacher[valid_mask],
@@ -113,7 +120,7 @@ def distillation_losses(hparams, modules, predictions, teacher, valid_mask, ledg
         losses["acd"] = hparams.acd_weight, acd.loss
         ledger.count("acd_accuracy", int(acd.correct), int(valid_mask.sum()))
     if hparams.lrd_weight:
-        student = modules["lrd_head"](predictions.states)
+        student = modules["lrd_head"](states)
         lrd = regression_distillation(student, teacher, valid_mask, hparams.lrd_kind)
         losses["lrd"] = hparams.lrd_weight, lrd
     return losses

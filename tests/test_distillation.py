@@ -1,11 +1,14 @@
 """Distillation in training: heads, caches that do not fit, and no teacher afterwards."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, last_checkpoint, tiny_arguments, train
 
+from cif_lobes.distillation import distillation_losses
+from cif_lobes.ledger import Ledger
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.tokens import CharTokenizer
@@ -110,3 +113,37 @@ def test_torchrun_with_one_head(corpus, tmp_path, teacher):
     words = arguments(corpus, tmp_path, teacher, **settings)
     train([*words, "--distributed_backend", "gloo"], processes=2)
     assert (tmp_path / "run/epochs.jsonl").exists()
+
+
+@pytest.mark.parametrize("heads_only", [True, False])
+def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only):
+    vectors, states = (torch.randn(2, 3, 4, requires_grad=True) for _ in range(2))
+    predictions = SimpleNamespace(
+        fired=SimpleNamespace(embeddings=vectors),
+        states=states,
+        tokens=torch.arange(6).view(2, 3),
+    )
+    heads = {"acd_head": torch.nn.Linear(4, 5), "lrd_head": torch.nn.Linear(4, 5)}
+    hparams = SimpleNamespace(
+        acd_weight=1.0,
+        acd_temperature=0.1,
+        num_negatives=700,
+        exclude_same_token=False,
+        lrd_weight=1.0,
+        lrd_kind="l2",
+        centre_teacher=False,
+    )
+    losses = distillation_losses(
+        hparams,
+        heads,
+        predictions,
+        torch.randn(2, 3, 5),
+        torch.ones(2, 3, dtype=torch.bool),
+        Ledger(),
+        heads_only=heads_only,
+    )
+    sum(weight * loss for weight, loss in losses.values()).backward()
+    for head in heads.values():
+        assert head.weight.grad.abs().sum() > 0
+    for x in (vectors, states):
+        assert (x.grad is None) == heads_only
