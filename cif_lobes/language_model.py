@@ -284,7 +284,7 @@ def fuse(scorer, weight):
     """
     if scorer is None or weight == 0:
         return None
-    if isinstance(scorer, KenLMScorer):
-        # In Python, token by token: only those that the recogniser thinks of.
-        return sb_scorer.ScorerBuilder({"kenlm": weight}, partial_scorers=[scorer])
-    return sb_scorer.ScorerBuilder({"transformerlm": weight}, full_scorers=[scorer])
+    # KenLM is asked in Python, token by token: only for those the recogniser thinks of.
+    kind = "partial" if isinstance(scorer, KenLMScorer) else "full"
+    name = type(scorer).__name__.lower().split("scorer")[0]  # as ScorerBuilder finds it
+    return sb_scorer.ScorerBuilder({name: weight}, **{f"{kind}_scorers": [scorer]})

@@ -4,6 +4,7 @@ The encoder is the cost. Each batch is encoded once for an average of checkpoint
 its CIF vectors are decoded with every setting while they are at hand.
 """
 
+import collections
 import itertools
 import json
 import pathlib
@@ -18,6 +19,7 @@ from cif_lobes.language_model import fuse
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.searcher import BeamSearcher
 
+ERRORS = ("substitutions", "deletions", "insertions")
 SETTINGS = ("average", "num_checkpoints", "beam", "lm_weight", "tail_threshold")
 FILE = "swept.json"
 
@@ -63,8 +65,9 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
     Returns
     -------
     list of dict
-        Settings, `error_rate` in % and `errors` of each combination, in the grid's
-        order. Averages of the same checkpoints are decoded once.
+        Settings, `error_rate` in %, `errors` and their three kinds of each combination,
+        in the grid's order, thresholds rising. Averages of the same checkpoints are
+        decoded once.
     """
     searchers = {
         (beam, weight): BeamSearcher(hparams["decoder"], beam, fuse(scorer, weight))
@@ -85,22 +88,23 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
         rows += [
             {
                 **dict(zip(SETTINGS, (*average, *setting), strict=True)),
-                "error_rate": 100 * count / length,
-                "errors": count,
+                "error_rate": 100 * counts.total() / length,
+                "errors": counts.total(),
+                **counts,
             }
-            for setting, count in errors.items()
+            for setting, counts in errors.items()
         ]
     return rows
 
 
 @torch.no_grad()
 def _count_errors(brain, hparams, dataset, searchers, thresholds):
-    """Errors of each (beam, lm_weight, tail_threshold), and the references' length."""
+    """`ERRORS` by (beam, lm_weight, tail_threshold), and the references' length."""
     options = eval_loader_options(
         dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
     )
     settings = [(*key, threshold) for key in searchers for threshold in thresholds]
-    errors, length = dict.fromkeys(settings, 0), 0
+    errors, length = {setting: collections.Counter() for setting in settings}, 0
     brain.modules.eval()
     for batch in tqdm(brain.make_dataloader(dataset, sb.Stage.TEST, **options)):
         batch = batch.to(brain.device)
@@ -122,16 +126,13 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
                 rate = ErrorRate(hparams["error_unit"])
                 rate.append(batch.id, hypotheses[key], batch.text)
                 counts = rate.summary()
-                kinds = ("substitutions", "deletions", "insertions")
-                errors[(*key, threshold)] += sum(counts[kind] for kind in kinds)
+                errors[(*key, threshold)].update({k: counts[k] for k in ERRORS})
         length += counts["reference_length"]
     return errors, length
 
 
 def choose(rows):
-    """The combination with the fewest errors; the first of several, so the grid's order
-    decides: put what is cheaper first.
-    """
+    """The row with the fewest errors; the first of several, so put cheap values first."""
     return min(rows, key=lambda row: row["errors"])
 
 
@@ -201,13 +202,19 @@ def table(rows, unit):
     -------
     str
     """
-    names = [*SETTINGS, "WER %" if unit == "word" else "CER %"]
-    ranked = sorted(rows, key=lambda row: row["errors"])
+    names = [*SETTINGS, "WER %" if unit == "word" else "CER %", *"SDI"]
     lines = [names] + [
-        [*(str(row[name]) for name in SETTINGS), f"{row['error_rate']:.2f}"]
-        for row in ranked
+        [
+            *(str(row[name]) for name in SETTINGS),
+            f"{row['error_rate']:.2f}",
+            *(str(row[kind]) for kind in ERRORS),
+        ]
+        for row in sorted(rows, key=lambda row: row["errors"])
     ]
     return "\n".join(
-        "  ".join(cell.rjust(len(name)) for cell, name in zip(line, names, strict=True))
+        "  ".join(
+            cell.rjust(max(5, len(name)))
+            for cell, name in zip(line, names, strict=True)
+        )
         for line in lines
     )
