@@ -1,17 +1,26 @@
-"""Score a trained run: which set, which beam, which checkpoints.
+"""Score a trained run: which set, which beam, which language model, which checkpoints.
 
 python evaluate.py results/AISHELL-1/cif/1986 --split test --beam 10
+python evaluate.py results/AISHELL-1/cif/1986 --lm results/AISHELL-1/lm/1986 --sweep
+python evaluate.py results/AISHELL-1/cif/1986 --split test --swept
 python evaluate.py export results/AISHELL-1/cif/1986 my_model
 
 Writes the error rate with its substitutions, deletions and insertions into the run's
-run.json, and every utterance's alignment into errors_*.txt beside it.
+run.json, and every utterance's alignment into errors_*.txt beside it. --sweep decodes
+the validation set with every combination of the values given and keeps the best one in
+swept.json, which --swept uses.
 """
 
 import argparse
+import os
 import sys
 
+# Settings of the yaml that may be changed, and all of which --sweep takes several values.
+OF_YAML = ("tail_threshold", "average", "num_checkpoints")
+SWEPT = (*OF_YAML, "beam", "lm_weight")
 
-def parse_arguments():
+
+def parse_arguments(argv):
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -21,56 +30,95 @@ def parse_arguments():
         "--split", nargs="+", help="sets to score: valid, or a test set (default: all)"
     )
     parser.add_argument("--csv", help="score this csv instead (ID, wav, wrd)")
-    parser.add_argument(
-        "--beam", type=int, default=1, help="hypotheses kept; 1: greedy"
+    add = parser.add_argument
+    add("--beam", type=int, nargs="+", help="hypotheses kept; 1: greedy (default)")
+    add("--lm", help="language model: output_folder of train_lm.py, or an n-gram file")
+    add("--lm_weight", type=float, nargs="+", help="its weight (default: 0.2)")
+    add(
+        "--tail_threshold",
+        type=float,
+        nargs="+",
+        help="remainder that fires a last token, 0 to 1",
     )
-    parser.add_argument(
-        "--tail_threshold", type=float, help="remainder that fires a last token, 0 to 1"
+    add(
+        "--average",
+        choices=["last", "best"],
+        nargs="+",
+        help="which checkpoints to average",
     )
-    parser.add_argument(
-        "--average", choices=["last", "best"], help="which checkpoints to average"
-    )
-    parser.add_argument("--num_checkpoints", type=int, help="how many of them")
-    parser.add_argument(
-        "--eval_batch_seconds", type=float, help="seconds of audio in a batch"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    return parser.parse_args()
+    add("--num_checkpoints", type=int, nargs="+", help="how many of them")
+    add("--sweep", action="store_true", help="choose settings on the validation set")
+    add("--swept", action="store_true", help="use them, unless given here")
+    add("--eval_batch_seconds", type=float, help="seconds of audio in a batch")
+    add("--device", default="cpu", help="cpu or cuda")
+    given = parser.parse_args(argv)
+    if given.lm_weight and not (given.lm or given.swept):
+        parser.error("--lm_weight needs --lm")
+    if given.sweep:
+        if given.split or given.csv or given.swept:
+            parser.error("--sweep reads the validation set only: no --split, --csv")
+        return given
+    for name in SWEPT:
+        values = getattr(given, name) or [None]
+        if len(values) > 1:
+            parser.error(f"--{name} takes several values only with --sweep")
+        setattr(given, name, values[0])
+    return given
 
 
-def main(arguments):
+def main(given):
     """Load the run, decode, write the figures down."""
     # Here, so that --help and a misspelt option need no torch.
+    from cif_lobes import sweep
     from cif_lobes.dataio import make_dataset
     from cif_lobes.experiment import load_run, manifest_paths, score
+    from cif_lobes.language_model import fuse, load_scorer
     from cif_lobes.searcher import BeamSearcher
 
-    settings = ("tail_threshold", "average", "num_checkpoints", "eval_batch_seconds")
-    changed = {s: v for s in settings if (v := getattr(arguments, s)) is not None}
-    brain, hparams = load_run(arguments.run, changed, {"device": arguments.device})
-    hparams["cif"].tail_threshold = hparams["tail_threshold"]
-    if arguments.beam > 1:
-        changed["beam"] = arguments.beam
-        hparams["searcher"] = BeamSearcher(hparams["decoder"], arguments.beam)
-        brain.hparams.searcher = hparams["searcher"]
+    changed = {n: v for n in (*SWEPT, "lm") if (v := getattr(given, n)) is not None}
+    chosen = {**(sweep.read(given.run) if given.swept else {}), **changed}
+    lm = chosen.pop("lm", None)
+    overrides = {n: chosen[n] for n in OF_YAML if n in chosen and not given.sweep}
+    if given.eval_batch_seconds:
+        overrides["eval_batch_seconds"] = given.eval_batch_seconds
+    brain, hparams = load_run(given.run, overrides, {"device": given.device})
+    scorer = lm and load_scorer(lm, hparams["tokenizer"])
     manifests = manifest_paths(hparams)
     del manifests["train"]
-    if arguments.csv:
-        manifests = {"csv": arguments.csv}
-    unknown = set(arguments.split or []) - manifests.keys()
+    if given.csv:
+        manifests = {"csv": given.csv}
+    splits = ["valid"] if given.sweep else given.split or list(manifests)
+    unknown = set(splits) - manifests.keys()
     if unknown:
         raise SystemExit(
-            f"{arguments.run} has no set {sorted(unknown)[0]!r}; it has "
+            f"{given.run} has no set {sorted(unknown)[0]!r}; it has "
             f"{', '.join(manifests)}. Score other data with --csv FILE"
         )
     datasets = {
         name: make_dataset(path, hparams["tokenizer"], hparams["sample_rate"])
         for name, path in manifests.items()
-        if name in (arguments.split or manifests)
+        if name in splits
     }
-    changed.pop("eval_batch_seconds", None)  # does not change the result
-    key = "_".join(["{}", *(f"{name}={value}" for name, value in changed.items())])
-    score(brain, hparams, datasets, key=key, beam=arguments.beam)
+    if given.sweep:
+        grid = {**sweep.default_grid(hparams, with_lm=bool(lm)), **chosen}
+        rows = sweep.sweep(brain, hparams, datasets["valid"], grid, scorer)
+        sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
+        print(sweep.table(rows, hparams["error_unit"]))
+        print(f"to use the first: python evaluate.py {given.run} --swept")
+        return
+    hparams["cif"].tail_threshold = hparams["tail_threshold"]
+    decoding = {"beam": chosen.get("beam", 1)}
+    if lm:
+        decoding |= {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
+        scorer = fuse(scorer, decoding["lm_weight"])
+        # Two folders of its path tell its row and seed.
+        changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
+    if scorer or decoding["beam"] > 1:
+        searcher = BeamSearcher(hparams["decoder"], decoding["beam"], scorer)
+        hparams["searcher"] = brain.hparams.searcher = searcher
+    key = ["{}", *(["swept"] if given.swept else [])]
+    key += [f"{name}={value}" for name, value in changed.items()]
+    score(brain, hparams, datasets, key="_".join(key), **decoding)
 
 
 def export(argv):
@@ -93,4 +141,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["export"]:
         export(sys.argv[2:])
     else:
-        main(parse_arguments())
+        main(parse_arguments(sys.argv[1:]))

@@ -55,7 +55,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     tokenizer = hparams["tokenizer"]
     run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
-    run_on_main(_keep_tokenizer, args=[hparams])
+    run_on_main(keep_tokenizer, args=[hparams])
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
     cache = open_cache(hparams, manifests["train"]) if learning else None
@@ -91,12 +91,18 @@ def start(hparams_file, run_opts, overrides, prepare):
     manifests : dict of str to str
         See `manifest_paths`.
     """
+    hparams = load_settings(hparams_file, run_opts, overrides)
+    run_on_main(_prepare_data, args=[hparams, prepare])
+    return hparams, manifest_paths(hparams)
+
+
+def load_settings(hparams_file, run_opts, overrides):
+    """Join the other processes, load the yaml, make the output folder; see `run`."""
     ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    run_on_main(_prepare_data, args=[hparams, prepare])
-    return hparams, manifest_paths(hparams)
+    return hparams
 
 
 def finish():
@@ -131,7 +137,7 @@ def add_model(hparams, modules):
 
 
 def fit(brain, hparams_file, hparams, datasets):
-    """Train; on Ctrl-C say how to go on.
+    """Train on audio; on Ctrl-C say how to go on.
 
     Arguments
     ---------
@@ -143,8 +149,6 @@ def fit(brain, hparams_file, hparams, datasets):
     datasets : dict of str to DynamicItemDataset
         "train" and "valid".
     """
-    parameters = sum(p.numel() for p in hparams["model"].parameters())
-    hparams["record"].start(hparams_file, hparams["seed"], parameters)
     train_options = train_loader_options(
         datasets["train"],
         hparams["batch_seconds"],
@@ -156,6 +160,13 @@ def fit(brain, hparams_file, hparams, datasets):
     valid_options = eval_loader_options(
         datasets["valid"], hparams["eval_batch_seconds"], hparams["num_workers"]
     )
+    fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options)
+
+
+def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options):
+    """Train on whatever the DataLoaders of these options give; see `fit`."""
+    parameters = sum(p.numel() for p in hparams["model"].parameters())
+    hparams["record"].start(hparams_file, hparams["seed"], parameters)
     try:
         brain.fit(
             hparams["epoch_counter"],
@@ -284,9 +295,16 @@ def _kept_tokenizer(hparams):
     return pathlib.Path(hparams["output_folder"]) / name
 
 
-def _keep_tokenizer(hparams):
+def keep_tokenizer(hparams):
     """Copy the vocabulary: a run folder alone is enough to recognise speech."""
-    shutil.copyfile(hparams["tokenizer"].path, _kept_tokenizer(hparams))
+    path, kept = hparams["tokenizer"].path, _kept_tokenizer(hparams)
+    if kept.exists() and kept.read_bytes() != path.read_bytes():
+        raise ValueError(
+            f"{path} is not the vocabulary that {kept.parent} was trained with: it has "
+            f"been made again since. Train into another --output_folder, or go on with "
+            f"the old one: cp {kept} {path}"
+        )
+    shutil.copyfile(path, kept)
 
 
 def _prepare_data(hparams, prepare):

@@ -5,14 +5,12 @@ the last layer, plus `hint_weight` times the sum of those of the other layers, o
 frames only. The authors' code averages over padding, too.
 """
 
-import math
 from typing import NamedTuple
 
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.nnet.schedulers import LinearWarmupScheduler
 from torch import Tensor
 
 from cif_lobes.dataio import read_audio
@@ -91,17 +89,7 @@ class FitHuBERTBrain(TrainingBrain):
 
     def on_fit_start(self):
         """The learning rate rises for a share of all updates, then falls to 0."""
-        batches = len(self.train_sampler) / self.grad_accumulation_factor
-        updates = math.ceil(batches) * self.hparams.number_of_epochs
-        schedule = LinearWarmupScheduler(
-            self.hparams.lr, round(self.hparams.warmup * updates), updates
-        )
-
-        def set_lr(optimizer, update):
-            for group in optimizer.param_groups:
-                group["lr"] = schedule.calculate_lr(update)
-
-        self.hparams.lr_scheduler = set_lr
+        self.hparams.lr_scheduler = self.rise_and_fall()
         super().on_fit_start()
 
     def count_units(self, predictions):

@@ -88,6 +88,12 @@ class Tokenizer:
     decode_ids = decode
 
     @property
+    def symbols(self):
+        """Spelling of every token, as a list by id."""
+        self._load_once()
+        return self._symbols
+
+    @property
     def fingerprint(self):
         """Hash of the vocabulary and the normalisation, to recognise a stale cache."""
         self._load_once()
@@ -212,7 +218,9 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
-        return self._model.get_piece_size()
+        ids = range(self._model.get_piece_size())
+        self._symbols = [self._model.id_to_piece(i) for i in ids]
+        return len(self._symbols)
 
     def _split(self, text):
         ids = self._model.encode(text)

@@ -7,11 +7,13 @@ same utterances.
 """
 
 import logging
+import math
 import signal
 import time
 
 import speechbrain as sb
 import torch
+from speechbrain.nnet.schedulers import LinearWarmupScheduler
 from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import get_rank
 
@@ -96,6 +98,24 @@ class TrainingBrain(sb.Brain):
                 parameter.grad.mul_(processes / units.to(parameter.device))
         self.group_units = 0
         super().optimizers_step()
+
+    def rise_and_fall(self):
+        """A learning rate that rises to `lr` in the share `warmup` of all updates.
+
+        Then it falls to 0, both linearly. For a subclass's `on_fit_start`: only then is
+        the number of updates known.
+        """
+        batches = len(self.train_sampler) / self.grad_accumulation_factor
+        updates = math.ceil(batches) * self.hparams.number_of_epochs
+        schedule = LinearWarmupScheduler(
+            self.hparams.lr, round(self.hparams.warmup * updates), updates
+        )
+
+        def set_lr(optimizer, update):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.calculate_lr(update)
+
+        return set_lr
 
     # --- stages ---
 

@@ -39,7 +39,14 @@ LIGHT = {
     "encoder": {"torch", "speechbrain"},
     "features": {"torch", "speechbrain"},
 }
-TOP = {"brain", "experiment", "inference", "fithubert_brain", "training_brain"}
+TOP = {
+    "brain",
+    "experiment",
+    "inference",
+    "fithubert_brain",
+    "training_brain",
+    "lm_brain",
+}
 
 
 def imports(path):

@@ -1,0 +1,17 @@
+"""Train a language model on the tokens of a Mandarin recogniser.
+
+python recipes/AISHELL-1/train_lm.py recipes/AISHELL-1/hparams/lm.yaml
+"""
+
+import pathlib
+import sys
+
+from cif_lobes.cli import parse
+
+if __name__ == "__main__":
+    default_yaml = pathlib.Path(__file__).parent / "hparams" / "lm.yaml"
+    arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
+
+    from cif_lobes.lm_brain import run
+
+    run(*arguments)

@@ -1,0 +1,17 @@
+"""Train a language model on the tokens of an English recogniser.
+
+python recipes/LibriSpeech/train_lm.py recipes/LibriSpeech/hparams/lm.yaml
+"""
+
+import pathlib
+import sys
+
+from cif_lobes.cli import parse
+
+if __name__ == "__main__":
+    default_yaml = pathlib.Path(__file__).parent / "hparams" / "lm.yaml"
+    arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
+
+    from cif_lobes.lm_brain import run
+
+    run(*arguments)
