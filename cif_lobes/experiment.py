@@ -31,6 +31,9 @@ from cif_lobes.validation import prepare_own_data
 
 logger = logging.getLogger(__name__)
 
+# Settings kept beside the figures of a test.
+DECODING = ("beam_size", "tail_threshold", "average", "num_checkpoints")
+
 
 def run(hparams_file, run_opts, overrides, prepare):
     """Prepare the data, train, and score the test sets.
@@ -54,8 +57,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     """
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     tokenizer = hparams["tokenizer"]
-    run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
-    run_on_main(_keep_tokenizer, args=[hparams])
+    run_on_main(fit_tokenizer, args=[hparams, manifests["train"]])
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
     cache = open_cache(hparams, manifests["train"]) if learning else None
@@ -97,6 +99,20 @@ def start(hparams_file, run_opts, overrides, prepare):
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     run_on_main(_prepare_data, args=[hparams, prepare])
     return hparams, manifest_paths(hparams)
+
+
+def fit_tokenizer(hparams, manifest):
+    """Make or load the vocabulary and copy it: a run folder alone recognises speech.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+    manifest : str
+        Training manifest.
+    """
+    hparams["tokenizer"].fit(u.wrd for u in read_manifest(manifest))
+    shutil.copyfile(hparams["tokenizer"].path, _kept_tokenizer(hparams))
 
 
 def finish():
@@ -246,14 +262,12 @@ def score(brain, hparams, datasets, key="{}", **settings):
             path /= f"errors_{key.format(name)}.txt"
             brain.error_rate.write(path)
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
-        decoding = {
-            "searcher": type(hparams["searcher"]).__name__,
-            "tail_threshold": hparams["tail_threshold"],
-            "average": hparams["average"],
-            "num_checkpoints": hparams["num_checkpoints"],
-            **settings,
-        }
-        hparams["record"].result(key.format(name), results[name], **decoding)
+        searcher = hparams.get("test_searcher", hparams["searcher"])
+        decoding = {"searcher": type(searcher).__name__}
+        decoding |= {s: hparams[s] for s in DECODING if s in hparams}
+        hparams["record"].result(
+            key.format(name), results[name], **decoding, **settings
+        )
     return results
 
 
@@ -284,11 +298,6 @@ def _kept_tokenizer(hparams):
     return pathlib.Path(hparams["output_folder"]) / name
 
 
-def _keep_tokenizer(hparams):
-    """Copy the vocabulary: a run folder alone is enough to recognise speech."""
-    shutil.copyfile(hparams["tokenizer"].path, _kept_tokenizer(hparams))
-
-
 def _prepare_data(hparams, prepare):
     """Write the manifests: the corpus's, or checked copies of the user's own csv."""
     os.makedirs(hparams["save_folder"], exist_ok=True)
@@ -306,8 +315,3 @@ def _prepare_data(hparams, prepare):
         hparams["language"],
         max_rejected=hparams["max_rejected"],
     )
-
-
-def _texts(manifest):
-    """Transcripts of a manifest."""
-    return (u.wrd for u in read_manifest(manifest))

@@ -41,6 +41,7 @@ LIGHT = {
     "features": {"torch", "speechbrain"},
 }
 TOP = {"brain", "experiment", "inference", "fithubert_brain", "training_brain"}
+TOP |= {"recognizer_brain", "ctc_attention_brain"}
 
 
 def imports(path):
