@@ -210,6 +210,8 @@ def load_run(folder, overrides=None, run_opts=None):
     ------
     FileNotFoundError
         If the folder holds no run.
+    ValueError
+        If it holds another kind of run.
     """
     folder = pathlib.Path(folder)
     hparams_file = folder / "hyperparams.yaml"
@@ -225,6 +227,11 @@ def load_run(folder, overrides=None, run_opts=None):
     }
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    if "cif" not in hparams["modules"]:
+        raise ValueError(
+            f"{folder} is no run of a CIF recogniser. Score it with its own command, "
+            "which is in its run.json, and --test_only"
+        )
     hparams["checkpointer"].checkpoints_dir = folder / "save"
     hparams["tokenizer"].path = _kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
