@@ -1,4 +1,7 @@
-"""Compute the states of a text teacher once, for all training transcripts.
+"""Compute what a teacher says once, for all training utterances.
+
+The states of a text teacher, or, from a yaml with a list of `teachers`, the posteriors
+of an ensemble of recognisers.
 
 python extract_teacher.py [build] recipes/AISHELL-1/hparams/extract_bert.yaml
 python extract_teacher.py inspect recipes/AISHELL-1/hparams/extract_bert.yaml

@@ -1,22 +1,17 @@
 """Losses and scores of a CIF recogniser, once for all recipes."""
 
-import logging
 from typing import NamedTuple
 
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.nnet.losses import ctc_loss
-from speechbrain.utils.distributed import ddp_barrier
 from torch import Tensor
 
 from cif_lobes.distillation import distillation_losses
-from cif_lobes.export import average_parameters
 from cif_lobes.losses import label_smoothed_ce, quantity_loss
+from cif_lobes.recognizer_brain import RecognizerBrain
 from cif_lobes.scoring import ErrorRate
-from cif_lobes.training_brain import TrainingBrain
-
-logger = logging.getLogger(__name__)
 
 
 class Predictions(NamedTuple):
@@ -31,15 +26,12 @@ class Predictions(NamedTuple):
     token_lengths: Tensor  # [B]
 
 
-class CIFBrain(TrainingBrain):
+class CIFBrain(RecognizerBrain):
     """Trains and scores features -> encoder -> CIF -> decoder.
 
-    Reads from the yaml, besides `modules` and what `TrainingBrain` reads: `tokenizer`,
-    `ctc_weight`, `quantity_weight`, `label_smoothing`, `searcher`, `error_unit`,
-    `average`; optionally `speed_perturb` and `augment`.
+    Reads from the yaml, besides `modules` and what `RecognizerBrain` reads: `ctc_weight`,
+    `quantity_weight`, `label_smoothing`, `searcher`.
     """
-
-    best_key = "error_rate"
 
     def compute_forward(self, batch, stage):
         """Encode, fire and decode with the true tokens; see `Predictions`."""
@@ -54,18 +46,6 @@ class CIFBrain(TrainingBrain):
         return Predictions(
             encoded, x_lengths, fired, logits, states, tokens, token_lengths
         )
-
-    def encode(self, batch, stage):
-        """Encoder frames [B, T, D] of a batch's audio, and their number [B]."""
-        waves, relative = batch.signal
-        training = stage == sb.Stage.TRAIN
-        if training and self.option("speed_perturb"):
-            waves = self.hparams.speed_perturb(waves)
-        lengths = (relative * waves.shape[1]).round().long()
-        x, x_lengths = self.modules.features(waves, lengths)
-        if training and self.option("augment"):
-            x = self.hparams.augment(x)
-        return self.modules.encoder(x, x_lengths)
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the losses over the batch; keeps the ledger."""
@@ -131,8 +111,7 @@ class CIFBrain(TrainingBrain):
     def _score(self, p, batch, stage):
         """Error rate, teacher-forced accuracy and quantity error of a batch."""
         hypotheses, fired = self.transcribe(p.encoded, p.x_lengths)
-        decode = self.hparams.tokenizer.decode
-        self.error_rate.append(batch.id, [decode(h) for h in hypotheses], batch.text)
+        self.append_scores(batch, hypotheses)
         valid_mask = _valid_mask(p)
         correct = (p.logits.argmax(-1) == p.tokens) & valid_mask
         self.ledger.count("accuracy", int(correct.sum()), int(valid_mask.sum()))
@@ -143,46 +122,12 @@ class CIFBrain(TrainingBrain):
 
     # --- figures ---
 
-    def count_units(self, predictions):
-        """Target tokens of a batch."""
-        return int(predictions.token_lengths.sum())
-
-    def start_scoring(self):
-        """No utterance has been scored."""
-        self.error_rate = ErrorRate(self.hparams.error_unit)
-
-    def scores(self):
-        """Error rate and its counts."""
-        return self.error_rate.summary()
-
     def describe(self, figures):
         """Error rate, accuracy and quantity error."""
         return (
             f"{ErrorRate.describe(figures)}  accuracy {figures['accuracy']:.3f}  "
             f"quantity error {figures['quantity_error']:.2f} tokens"
         )
-
-    def on_evaluate_start(self, max_key=None, min_key=None):
-        """Average checkpoints in memory; nothing on disk changes."""
-        # The first process may still be saving or deleting what the others look for.
-        ddp_barrier()
-        parameters, epochs = average_parameters(
-            self.checkpointer.checkpoints_dir,
-            self.hparams.average,
-            self.hparams.num_checkpoints,
-        )
-        self.hparams.model.load_state_dict(parameters)
-        logger.info(f"average of {len(epochs)} checkpoints, epochs {epochs}")
-
-    def count_frames(self, seconds):
-        """Encoder frames of an utterance of this many seconds."""
-        samples = torch.tensor(int(seconds * self.hparams.sample_rate))
-        frames = self.hparams.features.output_lengths(samples)
-        return int(self.hparams.encoder.output_lengths(frames))
-
-    def option(self, name):
-        """A setting of the yaml that may be absent or null."""
-        return getattr(self.hparams, name, None)
 
 
 def _valid_mask(predictions):

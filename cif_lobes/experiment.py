@@ -31,6 +31,9 @@ from cif_lobes.validation import prepare_own_data
 
 logger = logging.getLogger(__name__)
 
+# Settings kept beside the figures of a test.
+DECODING = ("beam_size", "tail_threshold", "average", "num_checkpoints")
+
 
 def run(hparams_file, run_opts, overrides, prepare):
     """Prepare the data, train, and score the test sets.
@@ -54,8 +57,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     """
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     tokenizer = hparams["tokenizer"]
-    run_on_main(lambda: tokenizer.fit(_texts(manifests["train"])))
-    run_on_main(keep_tokenizer, args=[hparams])
+    run_on_main(fit_tokenizer, args=[hparams, manifests["train"]])
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
     cache = open_cache(hparams, manifests["train"]) if learning else None
@@ -103,6 +105,20 @@ def load_settings(hparams_file, run_opts, overrides):
         hparams = load_hyperpyyaml(file, overrides)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     return hparams
+
+
+def fit_tokenizer(hparams, manifest):
+    """Make or load the vocabulary and keep it in the run folder.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+    manifest : str
+        Training manifest.
+    """
+    hparams["tokenizer"].fit(u.wrd for u in read_manifest(manifest))
+    keep_tokenizer(hparams)
 
 
 def finish():
@@ -205,6 +221,8 @@ def load_run(folder, overrides=None, run_opts=None):
     ------
     FileNotFoundError
         If the folder holds no run.
+    ValueError
+        If it holds another kind of run.
     """
     folder = pathlib.Path(folder)
     hparams_file = folder / "hyperparams.yaml"
@@ -220,6 +238,11 @@ def load_run(folder, overrides=None, run_opts=None):
     }
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    if "cif" not in hparams["modules"]:
+        raise ValueError(
+            f"{folder} is no run of a CIF recogniser. Score it with its own command, "
+            "which is in its run.json, and --test_only"
+        )
     hparams["checkpointer"].checkpoints_dir = folder / "save"
     hparams["tokenizer"].path = _kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
@@ -257,14 +280,12 @@ def score(brain, hparams, datasets, key="{}", **settings):
             path /= f"errors_{key.format(name)}.txt"
             brain.error_rate.write(path)
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
-        decoding = {
-            "searcher": type(hparams["searcher"]).__name__,
-            "tail_threshold": hparams["tail_threshold"],
-            "average": hparams["average"],
-            "num_checkpoints": hparams["num_checkpoints"],
-            **settings,
-        }
-        hparams["record"].result(key.format(name), results[name], **decoding)
+        searcher = hparams.get("test_searcher", hparams["searcher"])
+        decoding = {"searcher": type(searcher).__name__}
+        decoding |= {s: hparams[s] for s in DECODING if s in hparams}
+        hparams["record"].result(
+            key.format(name), results[name], **decoding, **settings
+        )
     return results
 
 
@@ -324,8 +345,3 @@ def _prepare_data(hparams, prepare):
         hparams["language"],
         max_rejected=hparams["max_rejected"],
     )
-
-
-def _texts(manifest):
-    """Transcripts of a manifest."""
-    return (u.wrd for u in read_manifest(manifest))

@@ -3,6 +3,8 @@
 from speechbrain.dataio.wer import print_alignments, print_wer_summary
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 
+NAMES = {"char": "CER", "word": "WER", "phone": "PER"}
+
 
 class ErrorRate:
     """Error rate of a set, with an alignment per utterance.
@@ -10,7 +12,7 @@ class ErrorRate:
     Arguments
     ---------
     unit : str
-        "char" (spaces are not counted) or "word".
+        "char" (spaces are not counted), "word", or "phone" (between spaces, as words).
 
     Example
     -------
@@ -21,8 +23,8 @@ class ErrorRate:
     """
 
     def __init__(self, unit):
-        if unit not in ("char", "word"):
-            raise ValueError(f'error_unit is {unit!r}, must be "char" or "word"')
+        if unit not in NAMES:
+            raise ValueError(f"error_unit is {unit!r}, must be one of {[*NAMES]}")
         self.unit = unit
         self.scores = []
 
@@ -42,7 +44,7 @@ class ErrorRate:
         )
 
     def _split(self, text):
-        return text.split() if self.unit == "word" else list(text.replace(" ", ""))
+        return list(text.replace(" ", "")) if self.unit == "char" else text.split()
 
     def summary(self):
         """Counts of the set, as plain numbers that a checkpoint's meta can hold."""
@@ -61,7 +63,7 @@ class ErrorRate:
     @staticmethod
     def describe(summary):
         """One line for people."""
-        name = "WER" if summary["unit"] == "word" else "CER"
+        name = NAMES[summary["unit"]]
         return (
             f"{name} {summary['error_rate']:.2f} % (S {summary['substitutions']} "
             f"D {summary['deletions']} I {summary['insertions']} of "

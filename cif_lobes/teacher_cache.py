@@ -7,6 +7,7 @@
     text_index  [utterances]         which text an utterance has
     mean        [H] or [L, H]        over all N states
     committed   [1]                  texts whose states are on disk
+    part_rows   [texts, parts]       of an ensemble's cache: states in each named part
 
 and, as attributes, all that decided the states. A text has U + 1 states, one per token
 and one for end of sentence. bfloat16, unknown to HDF5, is stored as its 16 bits.
@@ -97,6 +98,8 @@ class TeacherCache:
             self.mean = torch.from_numpy(file["mean"][...])
             self._address = file["values"].id.get_offset()
             self._offsets = file["offsets"][...].tolist()
+            if "part_rows" in file:
+                self._part_rows = file["part_rows"][...].tolist()
             ids = (utt_id.decode() for utt_id in file["ids"][...].tolist())
             indices = file["text_index"][...].tolist()
             self._text_index = dict(zip(ids, indices, strict=True))
@@ -114,6 +117,21 @@ class TeacherCache:
                 f"truncated while in use. Run: {self.build_command} --overwrite True"
             )
         return states
+
+    def parts(self, utt_id):
+        """The named parts of an utterance's states, of a cache that has such.
+
+        Arguments
+        ---------
+        utt_id : str
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+        """
+        rows = self._part_rows[self._text_index[utt_id]]
+        parts = self[utt_id].split(rows)
+        return dict(zip(self.attributes["parts"], parts, strict=True))
 
     def num_states(self, utt_id):
         """Number of states of an utterance, U + 1."""

@@ -35,8 +35,9 @@ class CacheWriter:
     ---------
     path : str
         The cache to make.
-    texts : dict of str to int
-        Number of states, U + 1, of each distinct text, in the order of writing.
+    texts : dict of str to int or tuple of int
+        Number of states, U + 1, of each distinct text, in the order of writing. With
+        `parts`, the number in each of them.
     utterances : dict of str to str
         Text of each utterance id.
     shape : tuple of int
@@ -49,6 +50,8 @@ class CacheWriter:
         Further attributes.
     overwrite : bool
         Replace a finished cache; discard a partial one that does not fit.
+    parts : list of str, optional
+        Names of the parts, in this order, that the states of a text fall into.
 
     Attributes
     ----------
@@ -75,6 +78,7 @@ class CacheWriter:
         identity,
         notes=None,
         overwrite=False,
+        parts=None,
     ):
         self.path = os.fspath(path)
         self.partial = f"{self.path}.partial"
@@ -86,9 +90,13 @@ class CacheWriter:
         self._shape = tuple(shape)
         self._state_bytes = torch.empty(self._shape, dtype=self._dtype).nbytes
         self._texts = list(texts)
-        self._offsets = [0, *torch.tensor(list(texts.values())).cumsum(0).tolist()]
+        rows = torch.tensor(list(texts.values())).view(len(texts), -1)
+        self._part_rows = rows.tolist() if parts else None
+        self._offsets = [0, *rows.sum(1).cumsum(0).tolist()]
         self._utterances = utterances
         identity = {**identity, "dtype": dtype}
+        if parts:
+            identity["parts"] = parts
         self._attributes = {**(notes or {}), **identity}
         self._attributes["format_version"] = FORMAT_VERSION
         self._attributes["fingerprint"] = self._fingerprint(identity)
@@ -217,6 +225,8 @@ class CacheWriter:
             file["text_index"] = [index[text] for text in self._utterances.values()]
             file["text_hash"] = [text_hash(text) for text in self._texts]
             file["offsets"] = self._offsets
+            if self._part_rows:
+                file["part_rows"] = self._part_rows
             _reserve(file, "values", values_shape, self._file_dtype)
             _reserve(file, "mean", self._shape, "<f4")
             _reserve(file, "committed", (1,), "<i8")
@@ -228,6 +238,8 @@ class CacheWriter:
         ]
         layout = list(zip(self._texts, lengths, strict=True))
         content = (identity, self._shape, layout, list(self._utterances.items()))
+        if self._part_rows:
+            content += (self._part_rows,)
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
     def _compute_mean(self):

@@ -1,6 +1,6 @@
-"""Recognition units: characters, SentencePiece pieces, a teacher's WordPieces.
+"""Recognition units: characters, words or phones, SentencePiece pieces, WordPieces.
 
-All three sit behind one small interface (`Tokenizer`): text to ids and back, the
+All sit behind one small interface (`Tokenizer`): text to ids and back, the
 character span of every token, one file that defines the vocabulary. Ids 0 to 3 are the
 CTC blank, the begin and the end of a sentence, and the unknown token.
 """
@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 import tempfile
 
 from cif_lobes.text import normalize
@@ -139,10 +140,7 @@ class CharTokenizer(Tokenizer):
     """
 
     def _train(self, texts):
-        counts = collections.Counter(c for text in texts for c in text)
-        ranked = sorted(counts, key=lambda c: (-counts[c], c))
-        kept = ranked[: self.vocab_size - len(SPECIALS)]
-        return "".join(f"{c}\n" for c in kept).encode()
+        return _most_frequent((c for text in texts for c in text), self.vocab_size)
 
     def _load(self, data):
         self._symbols = SPECIALS + data.decode().split("\n")[:-1]
@@ -154,6 +152,38 @@ class CharTokenizer(Tokenizer):
 
     def _join(self, ids):
         return "".join(self._symbols[i] for i in ids)
+
+
+class WordTokenizer(Tokenizer):
+    """One token per word, or per phone of a phonetic transcript.
+
+    The vocabulary file has one word a line, most frequent first.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/phones.txt"
+    >>> tokenizer = WordTokenizer(path, vocab_size=8, language="en").fit(["sil sh iy sil"])
+    >>> tokenizer.encode("sil iy")
+    [4, 5]
+    >>> tokenizer.decode([6, 5])
+    'sh iy'
+    """
+
+    def _train(self, texts):
+        return _most_frequent((w for t in texts for w in t.split()), self.vocab_size)
+
+    def _load(self, data):
+        self._symbols = SPECIALS + data.decode().split("\n")[:-1]
+        self._ids = {w: i for i, w in enumerate(self._symbols)}
+        return len(self._symbols)
+
+    def _split(self, text):
+        words = re.finditer(r"\S+", text)
+        return [(self._ids.get(w.group(), UNK), w.span()) for w in words]
+
+    def _join(self, ids):
+        return " ".join(self._symbols[i] for i in ids)
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -264,13 +294,8 @@ class WordPieceTokenizer(Tokenizer):
         self.teacher_vocab = pathlib.Path(teacher_vocab)
 
     def _train(self, texts):
-        counts = collections.Counter(
-            piece for text in texts for piece, _ in self._wordpieces(text)
-        )
-        counts.pop("[UNK]", None)
-        ranked = sorted(counts, key=lambda c: (-counts[c], c))
-        kept = ranked[: self.vocab_size - len(SPECIALS)]
-        return "".join(f"{c}\n" for c in kept).encode()
+        pieces = (piece for text in texts for piece, _ in self._wordpieces(text))
+        return _most_frequent((p for p in pieces if p != "[UNK]"), self.vocab_size)
 
     def _load(self, data):
         self._symbols = SPECIALS + data.decode().split("\n")[:-1]
@@ -293,6 +318,13 @@ class WordPieceTokenizer(Tokenizer):
         text = " ".join(self._symbols[i] for i in ids).replace(" ##", "")
         # "don ' t" is how BERT splits "don't"; scoring wants the word back.
         return text.replace(" ' ", "'")
+
+
+def _most_frequent(symbols, vocab_size):
+    """A vocabulary file with room for the specials; ties in the symbols' own order."""
+    counts = collections.Counter(symbols)
+    ranked = sorted(counts, key=lambda s: (-counts[s], s))
+    return "".join(f"{s}\n" for s in ranked[: vocab_size - len(SPECIALS)]).encode()
 
 
 def _write_atomically(path, data):

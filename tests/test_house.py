@@ -34,19 +34,14 @@ LIGHT = {
     "cif_plan": {"torch"},
     "cif_operator": {"torch", "cif_lobes.cif_plan"},
     "losses": {"torch"},
+    "multi_teacher": {"torch"},
     "teacher_cache": {"torch", "h5py", "numpy"},
     "decoder": {"torch", "speechbrain"},
     "encoder": {"torch", "speechbrain"},
     "features": {"torch", "speechbrain"},
 }
-TOP = {
-    "brain",
-    "experiment",
-    "inference",
-    "fithubert_brain",
-    "training_brain",
-    "lm_brain",
-}
+TOP = {"brain", "experiment", "inference", "fithubert_brain", "training_brain"}
+TOP |= {"lm_brain", "recognizer_brain", "ctc_attention_brain"}
 
 
 def imports(path):

@@ -1,0 +1,218 @@
+"""Joint CTC-attention recognition, alone or taught by several others: Brain and run.
+
+encoder -> CTC head, and encoder -> attentional decoder -> tokens, as in SpeechBrain's
+TIMIT recipes. With a teacher cache the losses are those of Gao et al.
+(https://arxiv.org/abs/2005.09310): for x in CTC and attention
+
+    L_x = T^2 kd_weight L_x_kd + (1 - kd_weight) L_x
+    L = ctc_weight L_ctc + (1 - ctc_weight) L_attention
+"""
+
+import speechbrain as sb
+from speechbrain.nnet.losses import ctc_loss
+from speechbrain.utils.distributed import run_on_main
+
+from cif_lobes.asr_teachers import read_parameters
+from cif_lobes.ctc_attention import predict
+from cif_lobes.dataio import check_tokens, make_dataset
+from cif_lobes.distillation import used_modules
+from cif_lobes.ensemble_cache import open_ensemble_cache
+from cif_lobes.experiment import (
+    add_model,
+    finish,
+    fit,
+    fit_tokenizer,
+    score,
+    start,
+)
+from cif_lobes.losses import label_smoothed_ce
+from cif_lobes.multi_teacher import (
+    attention_distillation,
+    ctc_distillation,
+    teacher_weights,
+)
+from cif_lobes.recognizer_brain import RecognizerBrain
+from cif_lobes.scoring import ErrorRate
+
+HEADS = ("ctc_head", "seq_head")  # not taken from a pretrained network
+
+
+class CTCAttentionBrain(RecognizerBrain):
+    """Trains and scores features -> encoder -> CTC and attentional decoder.
+
+    Reads from the yaml, besides `modules` and what `RecognizerBrain` reads:
+    `ctc_weight`, `label_smoothing`, `searcher` for validation, `test_searcher`; to learn
+    from teachers `kd_weight`, `strategy`, `ctc_strategy`, `temperature`,
+    `temper_student`.
+    """
+
+    def compute_forward(self, batch, stage):
+        """Encode, and decode with the true tokens; see `Predictions`."""
+        batch = batch.to(self.device)
+        encoded, x_lengths = self.encode(batch, stage)
+        tokens, relative = batch.tokens
+        token_lengths = (relative * tokens.shape[1]).round().long()
+        bos_index = self.hparams.tokenizer.bos_index
+        return predict(
+            self.modules, encoded, x_lengths, tokens, token_lengths, bos_index
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Weighted sum of the losses over the batch; keeps the ledger."""
+        # Teachers teach the training set only: figures of validation are comparable.
+        taught = stage == sb.Stage.TRAIN and hasattr(batch, "teacher_seq")
+        kd_weight = self.hparams.kd_weight if taught else 0
+        losses = {}
+        if kd_weight < 1:
+            losses |= self.losses(predictions, 1 - kd_weight)
+        if kd_weight:
+            losses |= self.distillation_losses(predictions, batch, kd_weight)
+        self.ledger.add(losses, self.count_units(predictions))
+        if stage != sb.Stage.TRAIN:
+            self._score(predictions, batch, stage)
+        return sum(weight * loss for weight, loss in losses.values())
+
+    def losses(self, p, share):
+        """Each supervised term as (weight, sum over the batch), by name."""
+        hp = self.hparams
+        seq = label_smoothed_ce(p.logits, p.tokens, p.valid_mask, hp.label_smoothing)
+        losses = {"seq": (share * (1 - hp.ctc_weight), seq)}
+        if hp.ctc_weight:
+            ctc = ctc_loss(
+                p.ctc_logits.float().log_softmax(-1),
+                p.tokens,
+                p.x_lengths / p.encoded.shape[1],
+                (p.token_lengths - 1) / p.tokens.shape[1],  # no end of sentence
+                hp.tokenizer.blank_index,
+                reduction="sum",
+            )
+            losses["ctc"] = share * hp.ctc_weight, ctc
+        return losses
+
+    def distillation_losses(self, p, batch, share):
+        """Each term that a teacher has a part in as (weight, sum over the batch)."""
+        hp = self.hparams
+        share *= hp.temperature**2
+        errors = batch.teacher_errors.data  # [B, 2, K]
+        seq = attention_distillation(
+            p.logits,
+            batch.teacher_seq.data,
+            teacher_weights(errors[:, 1], hp.strategy),
+            p.valid_mask,
+            hp.temperature,
+            hp.temper_student,
+        )
+        losses = {"seq_kd": (share * (1 - hp.ctc_weight), seq)}
+        if hp.ctc_weight:
+            labels = batch.teacher_labels.data  # [B, L, K], padded with blanks
+            ctc = ctc_distillation(
+                p.ctc_logits,
+                p.x_lengths,
+                labels,
+                (labels != hp.tokenizer.blank_index).sum(1),
+                teacher_weights(errors[:, 0], hp.ctc_strategy),
+                hp.tokenizer.blank_index,
+                hp.temperature,
+                hp.temper_student,
+            )
+            losses["ctc_kd"] = share * hp.ctc_weight, ctc
+        return losses
+
+    def _score(self, p, batch, stage):
+        """Error rate and teacher-forced accuracy of a batch."""
+        hp = self.hparams
+        searcher = hp.test_searcher if stage == sb.Stage.TEST else hp.searcher
+        hypotheses, *_ = searcher(p.encoded, p.x_lengths / p.encoded.shape[1])
+        # Without an end of sentence a search goes on as long as the batch's longest.
+        lengths = p.x_lengths.tolist()
+        self.append_scores(
+            batch, [h[:n] for h, n in zip(hypotheses, lengths, strict=True)]
+        )
+        correct = (p.logits.argmax(-1) == p.tokens) & p.valid_mask
+        self.ledger.count("accuracy", int(correct.sum()), int(p.valid_mask.sum()))
+
+    def describe(self, figures):
+        """Error rate and accuracy."""
+        return f"{ErrorRate.describe(figures)}  accuracy {figures['accuracy']:.3f}"
+
+
+def run(hparams_file, run_opts, overrides, prepare):
+    """Prepare the data, train, and score the test sets.
+
+    Arguments
+    ---------
+    hparams_file, run_opts, overrides, prepare
+        See `cif_lobes.experiment.run`.
+
+    Returns
+    -------
+    dict
+        Summary of each test set, by name.
+    """
+    hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
+    tokenizer = hparams["tokenizer"]
+    run_on_main(fit_tokenizer, args=[hparams, manifests["train"]])
+    datasets = {
+        name: make_dataset(path, tokenizer, hparams["sample_rate"])
+        for name, path in manifests.items()
+    }
+    if hparams.get("kd_weight") and not run_opts.get("test_only"):
+        open_ensemble_cache(hparams, manifests["train"]).teach(datasets["train"])
+    brain = make_brain(hparams, run_opts)
+    for name in ("train", "valid"):
+        check_tokens(datasets[name], tokenizer, brain.count_frames, name)
+    fit(brain, hparams_file, hparams, datasets)
+    tests = {n: d for n, d in datasets.items() if n != "train"}
+    results = score(brain, hparams, tests)
+    finish()
+    return results
+
+
+def make_brain(hparams, run_opts):
+    """The Brain of a loaded yaml, with pretrained weights if it asks for them."""
+    modules = used_modules(hparams)
+    add_model(hparams, modules)
+    if hparams.get("pretrain"):
+        load_pretrained(hparams["model"], hparams["pretrain_st_dir"])
+    return CTCAttentionBrain(
+        modules=modules,
+        opt_class=hparams["optimizer"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+
+
+def load_pretrained(model, folder):
+    """Take the weights of a trained network, all but its two heads'.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    folder : str
+        Output folder of a run (its checkpoints are averaged), or one checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If the networks are not alike.
+    """
+    parameters = read_parameters(folder)
+    taken = {k: v for k, v in parameters.items() if k.split(".")[0] not in HEADS}
+    ours = {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in HEADS}
+    unlike = [
+        k for k in ours.keys() | taken.keys() if _shape(ours, k) != _shape(taken, k)
+    ]
+    if unlike:
+        name = min(unlike)
+        raise ValueError(
+            f"pretrain_st_dir {folder}: {len(unlike):,} of {len(ours):,} weights do not "
+            f"fit, first {name}, {_shape(taken, name)} there, {_shape(ours, name)} here: "
+            "its yaml has another network. Give this one the same widths and rnn_type"
+        )
+    model.load_state_dict(taken, strict=False)
+
+
+def _shape(parameters, name):
+    return list(parameters[name].shape) if name in parameters else "none"

@@ -1,0 +1,34 @@
+"""Train a CTC-attention recogniser on TIMIT, or on your own csv files, and score it.
+
+python recipes/TIMIT/train.py recipes/TIMIT/hparams/ctc_attention.yaml --data_folder DIR
+"""
+
+import pathlib
+import sys
+
+from cif_lobes.cli import parse
+
+
+def prepare(hparams):
+    """Write the corpus's manifests."""
+    from timit_prepare import prepare_timit
+
+    prepare_timit(
+        hparams["data_folder"],
+        hparams["manifest_folder"],
+        max_rejected=hparams["max_rejected"],
+    )
+
+
+def main(default_yaml, description):
+    """Train what the command line names."""
+    folder = pathlib.Path(__file__).parent / "hparams"
+    arguments = parse(sys.argv[1:], folder / default_yaml, description)
+
+    from cif_lobes.ctc_attention_brain import run
+
+    run(*arguments, prepare)
+
+
+if __name__ == "__main__":
+    main("ctc_attention.yaml", __doc__.splitlines()[0])
