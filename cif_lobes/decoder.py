@@ -6,10 +6,13 @@ enter below a causal Transformer, the current CIF vector joins above it.
 """
 
 import math
+from functools import partial
 
 import torch
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import nn
+
+FIRST_ROOM = 16  # steps that a state can hold before its memory is doubled
 
 
 class DecoderLayer(nn.Module):
@@ -48,37 +51,84 @@ class DecoderLayer(nn.Module):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.qkv.bias)
 
-    def forward(self, x, state=None, valid_mask=None):
-        """Attend to the past (or to all real positions if valid_mask is given).
+    def forward(self, x, remember=None):
+        """Attend to the past.
 
         Arguments
         ---------
         x : torch.Tensor, [B, U, D]
             U new positions.
-        state : torch.Tensor, [B, 2, nhead, past, D / nhead], optional
-            Keys and values of the positions before x. With a state, U must be 1.
-        valid_mask : torch.Tensor, [B, U], bool, optional
-            Real positions; given only when every position may see every other.
+        remember : callable, optional
+            From keys and values of the new positions [2, B, nhead, U, D / nhead] to
+            those of all so far. With it, U must be 1.
 
         Returns
         -------
-        x : torch.Tensor, [B, U, D]
-        state : torch.Tensor, [B, 2, nhead, past + U, D / nhead]
+        torch.Tensor, [B, U, D]
         """
         batch, length, _ = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.nhead, -1)
-        query, new_state = qkv.permute(0, 2, 3, 1, 4).split([1, 2], dim=1)
-        state = new_state if state is None else torch.cat([state, new_state], dim=3)
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        query, keys_values = qkv[0], qkv[1:]
         attended = nn.functional.scaled_dot_product_attention(
-            query[:, 0],
-            state[:, 0],
-            state[:, 1],
-            attn_mask=None if valid_mask is None else valid_mask[:, None, None],
+            query,
+            *(remember(keys_values) if remember else keys_values),
             dropout_p=self.dropout.p if self.training else 0.0,
-            is_causal=valid_mask is None and length > 1,
+            is_causal=length > 1,
         )
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.ffn(self.norm2(x))), state
+        return x + self.dropout(self.ffn(self.norm2(x)))
+
+
+class DecoderState:
+    """Keys and values of the steps so far, in memory that has room for more.
+
+    A step writes behind them in place, so that it need not copy them, and what was
+    returned by an earlier step is not to be used again.
+    """
+
+    def __init__(self):
+        self.past = 0  # steps so far
+        self.memory = {}  # layer -> [2, B, nhead, room, D / nhead]
+        self.spare = {}
+
+    def append(self, layer, keys_values):
+        """Write a step's keys and values; return those of all steps so far.
+
+        Arguments
+        ---------
+        layer : int
+        keys_values : torch.Tensor, [2, B, nhead, 1, D / nhead]
+
+        Returns
+        -------
+        torch.Tensor, [2, B, nhead, past + 1, D / nhead]
+            Part of the memory.
+        """
+        room = self.memory[layer].shape[3] if self.past else 0
+        if self.past == room:
+            _, batch, nhead, _, width = keys_values.shape
+            # Twice as much as before.
+            more = keys_values.new_empty(2, batch, nhead, room or FIRST_ROOM, width)
+            known = [self.memory[layer]] if room else []
+            self.memory[layer] = torch.cat([*known, more], dim=3)
+            self.spare[layer] = None
+        self.memory[layer][:, :, :, self.past] = keys_values[:, :, :, 0]
+        return self.memory[layer][:, :, :, : self.past + 1]
+
+    def reorder(self, order):
+        """Let row i continue what was row order[i].
+
+        Arguments
+        ---------
+        order : torch.Tensor, [B], int64
+        """
+        for layer, memory in self.memory.items():
+            spare = self.spare[layer]
+            spare = torch.empty_like(memory) if spare is None else spare
+            kept, moved = memory[:, :, :, : self.past], spare[:, :, :, : self.past]
+            torch.index_select(kept, 1, order, out=moved)
+            self.memory[layer], self.spare[layer] = spare, memory
 
 
 class CIFDecoder(nn.Module):
@@ -160,9 +210,9 @@ class CIFDecoder(nn.Module):
             o_u above, what linguistic distillation regresses.
         """
         before = nn.functional.pad(vectors, (0, 0, 1, 0))[:, :-1]
-        logits, states, _ = self._run(vectors, before, previous_tokens, None, 0)
-        return logits, states
+        return self._run(vectors, before, previous_tokens)
 
+    @torch.no_grad()
     def step(self, vector, vector_before, previous_token, state=None):
         """One step of decoding.
 
@@ -172,33 +222,29 @@ class CIFDecoder(nn.Module):
             CIF vectors c_u and c_{u-1} (zeros at the first step).
         previous_token : torch.Tensor, [B], int64
             Token of the step before, bos at the first.
-        state : torch.Tensor, [B, layers, 2, nhead, past, D / nhead], optional
+        state : DecoderState, optional
             What the step before returned; row i belongs to hypothesis i, so a beam is
-            reordered with state[order].
+            reordered with state.reorder(order).
 
         Returns
         -------
         logits : torch.Tensor, [B, V]
-        state : torch.Tensor, [B, layers, 2, nhead, past + 1, D / nhead]
+        state : DecoderState
+            The same one, a step longer.
         """
-        past = 0 if state is None else state.shape[4]
-        logits, _, state = self._run(
-            vector[:, None],
-            vector_before[:, None],
-            previous_token[:, None],
-            state,
-            past,
-        )
+        state = state or DecoderState()
+        inputs = vector[:, None], vector_before[:, None], previous_token[:, None]
+        logits, _ = self._run(*inputs, state)
+        state.past += 1
         return logits[:, 0], state
 
-    def _run(self, vectors, before, tokens, state, past):
-        """Steps past .. past + U - 1, from the layers' keys and values so far."""
+    def _run(self, vectors, before, tokens, state=None):
+        """U steps, after those of the state if there is one."""
+        past = state.past if state else 0
         x = torch.cat([self.scale * self.embedding(tokens), before], dim=-1)
         x = self.project_in(x)
         x = self.dropout(x + self.positions.pe[:, past : past + x.shape[1]].to(x.dtype))
-        states = []
         for number, layer in enumerate(self.layers):
-            x, layer_state = layer(x, None if state is None else state[:, number])
-            states.append(layer_state)
+            x = layer(x, partial(state.append, number) if state else None)
         hidden = self.project_state(torch.cat([self.norm(x), vectors], dim=-1))
-        return self.project_out(hidden), hidden, torch.stack(states, dim=1)
+        return self.project_out(hidden), hidden

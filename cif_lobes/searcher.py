@@ -132,9 +132,9 @@ class BeamSearcher(torch.nn.Module):
         for u in range(int(lengths.max())):
             vector = vectors[:, u].repeat_interleave(width, dim=0)
             # The dearest copy of the search: left out of a beam of one and after the
-            # last step. index_select takes half the time of state[order].
+            # last step.
             if u > 0 and width > 1:
-                state = state.index_select(0, order)
+                state.reorder(order)
             logits, state = self.decoder.step(vector, before, previous, state)
             log_probs = logits.float().log_softmax(-1)
             # Never a target, so never wanted; masked after the softmax, so that scores

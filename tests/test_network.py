@@ -119,10 +119,11 @@ def decoder():
 
 
 def test_steps_equal_teacher_forcing(decoder):
-    vectors, tokens = torch.randn(3, 9, 16), torch.randint(11, (3, 9))
+    """Longer than the state's first memory."""
+    vectors, tokens = torch.randn(3, 40, 16), torch.randint(11, (3, 40))
     logits, _ = decoder(vectors, tokens)
     before, state = torch.zeros(3, 16), None
-    for u in range(9):
+    for u in range(40):
         step, state = decoder.step(vectors[:, u], before, tokens[:, u], state)
         torch.testing.assert_close(step, logits[:, u], atol=1e-5, rtol=1e-5)
         before = vectors[:, u]
