@@ -2,7 +2,8 @@
 
 Section 3 of CIF (https://arxiv.org/abs/1905.11235) as CIF-HieraDist configures it
 (https://arxiv.org/abs/2301.13003): the previous token and the previous CIF vector
-enter below a causal Transformer, the current CIF vector joins above it.
+enter below a causal Transformer, the current CIF vector joins above it. Or without
+tokens, all steps at once.
 """
 
 import math
@@ -51,8 +52,8 @@ class DecoderLayer(nn.Module):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.qkv.bias)
 
-    def forward(self, x, remember=None):
-        """Attend to the past.
+    def forward(self, x, remember=None, valid_mask=None):
+        """Attend to the past (or to all real positions if valid_mask is given).
 
         Arguments
         ---------
@@ -61,20 +62,22 @@ class DecoderLayer(nn.Module):
         remember : callable, optional
             From keys and values of the new positions [2, B, nhead, U, D / nhead] to
             those of all so far. With it, U must be 1.
+        valid_mask : torch.Tensor, [B, U], bool, optional
+            Real positions; given only when every position may see every other.
 
         Returns
         -------
         torch.Tensor, [B, U, D]
         """
-        batch, length, _ = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.nhead, -1)
+        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.nhead, -1))
         qkv = qkv.permute(2, 0, 3, 1, 4)
         query, keys_values = qkv[0], qkv[1:]
         attended = nn.functional.scaled_dot_product_attention(
             query,
             *(remember(keys_values) if remember else keys_values),
+            attn_mask=None if valid_mask is None else valid_mask[:, None, None],
             dropout_p=self.dropout.p if self.training else 0.0,
-            is_causal=length > 1,
+            is_causal=valid_mask is None and x.shape[1] > 1,
         )
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(self.norm2(x)))
@@ -132,16 +135,19 @@ class DecoderState:
 
 
 class CIFDecoder(nn.Module):
-    """Autoregressive decoder over CIF vectors.
+    """Decoder over CIF vectors.
 
-    Step u reads token y_{u-1} and vectors c_{u-1}, c_u::
+    Autoregressive, step u reads token y_{u-1} and vectors c_{u-1}, c_u::
 
         x_u = W_in [16 E(y_{u-1}) ; c_{u-1}] + position        (c_0 = 0, y_0 = bos)
         h_u = LayerNorm(causal Transformer(x)_u)
         o_u = W_state [h_u ; c_u]
         logits_u = W_out o_u
 
-    where 16 stands for the square root of d_model.
+    where 16 stands for the square root of d_model. Otherwise no step reads a token and
+    each sees all vectors, so that all are computed at once: x_u = c_u + position, and a
+    Transformer that is not causal. To train such a recogniser, write
+    `autoregressive: False` under `decoder` in a yaml; nothing else changes.
 
     Arguments
     ---------
@@ -155,6 +161,8 @@ class CIFDecoder(nn.Module):
         Dropout probability of the layers' input.
     layer_dropout : float
         Dropout probability inside the layers.
+    autoregressive : bool
+        Whether a step reads the token before it.
 
     Example
     -------
@@ -174,13 +182,16 @@ class CIFDecoder(nn.Module):
         d_ffn=2048,
         dropout=0.1,
         layer_dropout=0.2,
+        autoregressive=True,
     ):
         super().__init__()
         self.vocab_size = vocab_size
-        self.scale = math.sqrt(d_model)
-        self.embedding = nn.Embedding(vocab_size, d_model)
-        nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
-        self.project_in = nn.Linear(2 * d_model, d_model, bias=False)
+        self.autoregressive = autoregressive
+        if autoregressive:
+            self.scale = math.sqrt(d_model)
+            self.embedding = nn.Embedding(vocab_size, d_model)
+            nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
+            self.project_in = nn.Linear(2 * d_model, d_model, bias=False)
         self.positions = PositionalEncoding(d_model, max_len=2500)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
@@ -192,7 +203,7 @@ class CIFDecoder(nn.Module):
         self.project_out = nn.Linear(d_model, vocab_size, bias=False)
         nn.init.normal_(self.project_out.weight, std=d_model**-0.5)
 
-    def forward(self, vectors, previous_tokens):
+    def forward(self, vectors, previous_tokens, lengths=None):
         """All steps at once, given the true previous tokens (teacher forcing).
 
         Arguments
@@ -200,7 +211,10 @@ class CIFDecoder(nn.Module):
         vectors : torch.Tensor, [B, U, D]
             CIF vectors.
         previous_tokens : torch.Tensor, [B, U], int64
-            Token before each step, bos first.
+            Token before each step, bos first; not read if not autoregressive.
+        lengths : torch.Tensor, [B], int64, optional
+            Vectors of each utterance, all U if not given; not read if autoregressive,
+            where padding can only come after what is real.
 
         Returns
         -------
@@ -209,12 +223,18 @@ class CIFDecoder(nn.Module):
         states : torch.Tensor, [B, U, D]
             o_u above, what linguistic distillation regresses.
         """
-        before = nn.functional.pad(vectors, (0, 0, 1, 0))[:, :-1]
-        return self._run(vectors, before, previous_tokens)
+        if self.autoregressive:
+            before = nn.functional.pad(vectors, (0, 0, 1, 0))[:, :-1]
+            return self._run(vectors, self._join(previous_tokens, before))
+        places = torch.arange(vectors.shape[1], device=vectors.device)
+        ends = len(places) if lengths is None else lengths[:, None]
+        valid_mask = (places < ends).expand(vectors.shape[:2])
+        vectors = vectors.masked_fill(~valid_mask[..., None], 0.0)
+        return self._run(vectors, vectors, valid_mask=valid_mask)
 
     @torch.no_grad()
     def step(self, vector, vector_before, previous_token, state=None):
-        """One step of decoding.
+        """One step of autoregressive decoding.
 
         Arguments
         ---------
@@ -233,18 +253,22 @@ class CIFDecoder(nn.Module):
             The same one, a step longer.
         """
         state = state or DecoderState()
-        inputs = vector[:, None], vector_before[:, None], previous_token[:, None]
-        logits, _ = self._run(*inputs, state)
+        x = self._join(previous_token[:, None], vector_before[:, None])
+        logits, _ = self._run(vector[:, None], x, state)
         state.past += 1
         return logits[:, 0], state
 
-    def _run(self, vectors, before, tokens, state=None):
+    def _join(self, tokens, vectors):
+        """What goes in below: the tokens and vectors of the steps before."""
+        x = torch.cat([self.scale * self.embedding(tokens), vectors], dim=-1)
+        return self.project_in(x)
+
+    def _run(self, vectors, x, state=None, valid_mask=None):
         """U steps, after those of the state if there is one."""
         past = state.past if state else 0
-        x = torch.cat([self.scale * self.embedding(tokens), before], dim=-1)
-        x = self.project_in(x)
         x = self.dropout(x + self.positions.pe[:, past : past + x.shape[1]].to(x.dtype))
         for number, layer in enumerate(self.layers):
-            x = layer(x, partial(state.append, number) if state else None)
+            remember = partial(state.append, number) if state else None
+            x = layer(x, remember, valid_mask)
         hidden = self.project_state(torch.cat([self.norm(x), vectors], dim=-1))
         return self.project_out(hidden), hidden

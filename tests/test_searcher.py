@@ -17,7 +17,7 @@ from speechbrain.lobes.models.RNNLM import RNNLM
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from cif_lobes.decoder import CIFDecoder
-from cif_lobes.searcher import BeamSearcher, GreedySearcher
+from cif_lobes.searcher import BeamSearcher, GreedySearcher, cut_at_eos
 
 V, D = 5, 8
 BLANK, BOS, EOS, A, B = range(V)
@@ -25,10 +25,10 @@ ALL = 31  # hypotheses of at most four tokens out of two: a beam that drops none
 LENGTHS = torch.tensor([4, 0, 3, 1])
 
 
-def make_decoder(seed=0, vocab_size=V):
+def make_decoder(seed=0, vocab_size=V, **options):
     """A decoder with opinions: a fresh one finds all tokens about as probable."""
     torch.manual_seed(seed)
-    decoder = CIFDecoder(vocab_size, D, num_layers=2, nhead=2, d_ffn=16).eval()
+    decoder = CIFDecoder(vocab_size, D, 2, nhead=2, d_ffn=16, **options).eval()
     decoder.project_out.weight.data.mul_(3)
     return decoder.requires_grad_(False)
 
@@ -150,6 +150,26 @@ def test_alone_equals_in_a_batch(vectors, beam_size):
         assert_same(padded[b], alone)
 
 
+@pytest.mark.parametrize("beam_size", [1, ALL])
+def test_without_tokens(vectors, beam_size):
+    """Steps do not depend on each other, so the sums by hand are of one table."""
+    decoder = make_decoder(autoregressive=False)
+    found = BeamSearcher(decoder, beam_size).nbest(vectors, LENGTHS)
+    for row, fires, pairs in zip(vectors, LENGTHS.tolist(), found, strict=True):
+        log_probs = decoder(row[None, :fires], None)[0][0].log_softmax(-1)
+
+        def score(h, n=fires, log_probs=log_probs):
+            targets = emitted(h, n)
+            return log_probs[range(len(targets)), targets].sum().item()
+
+        if beam_size == 1:
+            best = log_probs[:, EOS:].argmax(-1) + EOS
+            (tokens,) = cut_at_eos(best[None], EOS)
+            assert_same(pairs, [(tokens, score(tokens))])
+        else:
+            assert_same(pairs, all_hypotheses(score, fires))
+
+
 def test_same_twice(decoder, vectors):
     searcher = BeamSearcher(decoder, 3)
     assert searcher.nbest(vectors, LENGTHS) == searcher.nbest(vectors, LENGTHS)
@@ -166,6 +186,8 @@ class Count:
 
 class TableDecoder(torch.nn.Module):
     """Says what a table says: probabilities of BLANK, BOS, EOS, A, B at each step."""
+
+    autoregressive = True
 
     def __init__(self, *probabilities):
         super().__init__()
