@@ -42,7 +42,7 @@ class CIFBrain(RecognizerBrain):
         fired = self.modules.cif(encoded, x_lengths, token_lengths)
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = self.hparams.tokenizer.bos_index
-        logits, states = self.modules.decoder(fired.embeddings, previous)
+        logits, states = self.modules.decoder(fired.embeddings, previous, token_lengths)
         return Predictions(
             encoded, x_lengths, fired, logits, states, tokens, token_lengths
         )

@@ -201,24 +201,26 @@ class CIFRecognizer:
         wavs = pad_sequence([w.signal for w in batch], batch_first=True)
         fired = self.fire(wavs.to(self.device), lengths / wavs.shape[1])
         found = self.searcher.nbest(fired.embeddings, fired.lengths)
-        confidences = iter(self._confidences(fired.embeddings, found))
+        confidences = iter(self._confidences(fired, found))
         boundaries = fired.boundaries.cpu()
         return [
             [self._transcript(window, times, *h, next(confidences)) for h in nbest]
             for window, times, nbest in zip(batch, boundaries, found, strict=True)
         ]
 
-    def _confidences(self, vectors, found):
+    def _confidences(self, fired, found):
         """Probability of each token, hypothesis by hypothesis over all utterances."""
         hypotheses = [ids for nbest in found for ids, _ in nbest]
         beams = torch.tensor([len(nbest) for nbest in found], device=self.device)
         bos = self.searcher.bos_index
         tokens = [torch.tensor([bos, *ids]) for ids in hypotheses]
         tokens = pad_sequence(tokens, batch_first=True).to(self.device)
-        # With their bos, tokens may be one more than the fires.
-        vectors = torch.nn.functional.pad(vectors, (0, 0, 0, 1))[:, : tokens.shape[1]]
-        logits, _ = self.searcher.decoder(vectors.repeat_interleave(beams, 0), tokens)
-        logits = logits[:, :-1].float()
+        missing = fired.embeddings.shape[1] + 1 - tokens.shape[1]
+        tokens = torch.nn.functional.pad(tokens, (0, missing))
+        vectors = fired.embeddings.repeat_interleave(beams, 0)
+        lengths = fired.lengths.repeat_interleave(beams)
+        logits, _ = self.searcher.decoder(vectors, tokens[:, :-1], lengths)
+        logits = logits.float()
         chosen = logits.gather(2, tokens[:, 1:, None]).squeeze(2)
         rows = (chosen - logits.logsumexp(2)).exp().tolist()
         return [row[: len(ids)] for row, ids in zip(rows, hypotheses, strict=True)]

@@ -24,7 +24,7 @@ class BeamSearcher(torch.nn.Module):
     Arguments
     ---------
     decoder : cif_lobes.decoder.CIFDecoder
-        In eval mode.
+        In eval mode. One that is not autoregressive runs once, before the first step.
     beam_size : int
         Hypotheses kept per utterance.
     scorer : speechbrain.decoders.scorer.ScorerBuilder, optional
@@ -129,13 +129,18 @@ class BeamSearcher(torch.nn.Module):
         before = vectors.new_zeros(batch * width, vectors.shape[2])
         state = order = None
         memory = self._reset_scorer(vectors, lengths, encoded, x_lengths)
+        if not self.decoder.autoregressive:
+            every_step, _ = self.decoder(vectors, None, lengths)
         for u in range(int(lengths.max())):
             vector = vectors[:, u].repeat_interleave(width, dim=0)
             # The dearest copy of the search: left out of a beam of one and after the
-            # last step. index_select takes half the time of state[order].
-            if u > 0 and width > 1:
-                state = state.index_select(0, order)
-            logits, state = self.decoder.step(vector, before, previous, state)
+            # last step.
+            if state is not None and width > 1:
+                state.reorder(order)
+            if self.decoder.autoregressive:
+                logits, state = self.decoder.step(vector, before, previous, state)
+            else:
+                logits = every_step[:, u].repeat_interleave(width, dim=0)
             log_probs = logits.float().log_softmax(-1)
             # Never a target, so never wanted; masked after the softmax, so that scores
             # stay the network's own log-probabilities.

@@ -69,7 +69,7 @@ def as_ctm(file, transcript):
     """NIST's time marks: recording, channel, start, duration, word, confidence."""
     name = pathlib.Path(file).stem.replace(" ", "_")
     return "".join(
-        f"{name} 1 {w.start:.2f} {w.end - w.start:.2f} {w.token} {w.confidence:.4f}\n"
+        f"{name} 1 {w.start:.3f} {w.end - w.start:.3f} {w.token} {w.confidence:.4f}\n"
         for w in transcript.words
     )
 

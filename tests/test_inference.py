@@ -458,7 +458,7 @@ SPOKEN = Transcript("so it is done", -1.0, [], WORDS)
 
 def test_ctm():
     assert as_ctm("a/my talk.wav", SPOKEN).splitlines()[1] == (
-        "my_talk 1 2.50 0.25 it 0.8100"
+        "my_talk 1 2.500 0.250 it 0.8100"
     )
 
 

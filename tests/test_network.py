@@ -119,10 +119,11 @@ def decoder():
 
 
 def test_steps_equal_teacher_forcing(decoder):
-    vectors, tokens = torch.randn(3, 9, 16), torch.randint(11, (3, 9))
+    """Longer than the state's first memory."""
+    vectors, tokens = torch.randn(3, 40, 16), torch.randint(11, (3, 40))
     logits, _ = decoder(vectors, tokens)
     before, state = torch.zeros(3, 16), None
-    for u in range(9):
+    for u in range(40):
         step, state = decoder.step(vectors[:, u], before, tokens[:, u], state)
         torch.testing.assert_close(step, logits[:, u], atol=1e-5, rtol=1e-5)
         before = vectors[:, u]
@@ -145,3 +146,40 @@ def test_current_and_previous_vector_reach_a_step(decoder):
     logits, _ = decoder(vectors, torch.randint(11, (1, 5)))
     (gradient,) = torch.autograd.grad(logits[0, 2].sum(), vectors)
     assert gradient[0].abs().sum(-1).bool().tolist() == [True] * 3 + [False] * 2
+
+
+@pytest.fixture(scope="module")
+def parallel():
+    torch.manual_seed(0)
+    options = {"d_model": 16, "num_layers": 2, "nhead": 2, "d_ffn": 32}
+    return CIFDecoder(11, **options, autoregressive=False).eval()
+
+
+def test_without_tokens_alone_equals_in_a_batch(parallel):
+    """Whatever padding holds."""
+    vectors, lengths = torch.randn(3, 6, 16), torch.tensor([6, 1, 4])
+    for row, length in zip(vectors, lengths, strict=True):
+        row[length:] = float("nan")
+    together = parallel(vectors, None, lengths)
+    for b, length in enumerate(lengths):
+        alone = parallel(vectors[b : b + 1, :length], None)
+        for found, expected in zip(together, alone, strict=True):
+            torch.testing.assert_close(found[b, :length], expected[0])
+
+
+def test_without_tokens_every_vector_reaches_every_step(parallel):
+    vectors = torch.randn(1, 5, 16, requires_grad=True)
+    logits, _ = parallel(vectors, None)
+    for u in range(5):
+        (gradient,) = torch.autograd.grad(
+            logits[0, u].sum(), vectors, retain_graph=True
+        )
+        assert gradient[0].abs().sum(-1).bool().all()
+
+
+def test_without_tokens_there_is_nothing_that_reads_them(parallel, decoder):
+    """And every parameter is used: unused ones stop distributed training."""
+    assert count(decoder) - count(parallel) == 11 * 16 + 2 * 16 * 16
+    logits, _ = parallel(torch.randn(1, 5, 16), None)
+    gradients = torch.autograd.grad(logits.square().sum(), [*parallel.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)

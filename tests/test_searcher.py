@@ -17,7 +17,7 @@ from speechbrain.lobes.models.RNNLM import RNNLM
 from speechbrain.lobes.models.transformer.TransformerLM import TransformerLM
 
 from cif_lobes.decoder import CIFDecoder
-from cif_lobes.searcher import BeamSearcher, GreedySearcher
+from cif_lobes.searcher import BeamSearcher, GreedySearcher, cut_at_eos
 
 V, D = 5, 8
 BLANK, BOS, EOS, A, B = range(V)
@@ -25,10 +25,10 @@ ALL = 31  # hypotheses of at most four tokens out of two: a beam that drops none
 LENGTHS = torch.tensor([4, 0, 3, 1])
 
 
-def make_decoder(seed=0, vocab_size=V):
+def make_decoder(seed=0, vocab_size=V, **options):
     """A decoder with opinions: a fresh one finds all tokens about as probable."""
     torch.manual_seed(seed)
-    decoder = CIFDecoder(vocab_size, D, num_layers=2, nhead=2, d_ffn=16).eval()
+    decoder = CIFDecoder(vocab_size, D, 2, nhead=2, d_ffn=16, **options).eval()
     decoder.project_out.weight.data.mul_(3)
     return decoder.requires_grad_(False)
 
@@ -92,9 +92,10 @@ def test_wide_beam_is_exhaustive_search(vectors, seed):
 
 
 def test_narrow_beam_reports_true_scores():
-    """Twelve steps of reordered states against teacher forcing."""
+    """Forty steps of reordered states against teacher forcing."""
     decoder = make_decoder(vocab_size=30)
-    vectors, lengths = torch.randn(3, 12, D), torch.tensor([12, 7, 10])
+    decoder.project_out.weight.data[EOS] = 0
+    vectors, lengths = torch.randn(3, 40, D), torch.tensor([40, 7, 20])
     found = BeamSearcher(decoder, 4).nbest(vectors, lengths)
     for row, fires, pairs in zip(vectors, lengths, found, strict=True):
         assert len(pairs) == 4
@@ -149,22 +150,53 @@ def test_alone_equals_in_a_batch(vectors, beam_size):
         assert_same(padded[b], alone)
 
 
+@pytest.mark.parametrize("beam_size", [1, ALL])
+def test_without_tokens(vectors, beam_size):
+    """Steps do not depend on each other, so the sums by hand are of one table."""
+    decoder = make_decoder(autoregressive=False)
+    found = BeamSearcher(decoder, beam_size).nbest(vectors, LENGTHS)
+    for row, fires, pairs in zip(vectors, LENGTHS.tolist(), found, strict=True):
+        log_probs = decoder(row[None, :fires], None)[0][0].log_softmax(-1)
+
+        def score(h, n=fires, log_probs=log_probs):
+            targets = emitted(h, n)
+            return log_probs[range(len(targets)), targets].sum().item()
+
+        if beam_size == 1:
+            best = log_probs[:, EOS:].argmax(-1) + EOS
+            (tokens,) = cut_at_eos(best[None], EOS)
+            assert_same(pairs, [(tokens, score(tokens))])
+        else:
+            assert_same(pairs, all_hypotheses(score, fires))
+
+
 def test_same_twice(decoder, vectors):
     searcher = BeamSearcher(decoder, 3)
     assert searcher.nbest(vectors, LENGTHS) == searcher.nbest(vectors, LENGTHS)
 
 
+class Count:
+    """The state of a decoder that only counts its steps."""
+
+    past = 0
+
+    def reorder(self, order):
+        pass
+
+
 class TableDecoder(torch.nn.Module):
     """Says what a table says: probabilities of BLANK, BOS, EOS, A, B at each step."""
+
+    autoregressive = True
 
     def __init__(self, *probabilities):
         super().__init__()
         self.logits = torch.tensor(probabilities).log()
 
     def step(self, vector, vector_before, previous_token, state=None):
-        past = 0 if state is None else state.shape[1]
-        state = torch.zeros(len(vector), past + 1)
-        return self.logits[past].expand(len(vector), -1), state
+        state = state or Count()
+        state.past += 1
+        return self.logits[state.past - 1].expand(len(vector), -1), state
 
 
 def search_table(*probabilities, fires=2, **options):

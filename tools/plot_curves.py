@@ -1,0 +1,131 @@
+"""Draw how training went: error rate, losses, learning rate and more, over epochs.
+
+python tools/plot_curves.py results/AISHELL-1/cif/1986 --out curves.png
+python tools/plot_curves.py results/AISHELL-1/cif*/1986 --out curves.png
+
+Several runs are drawn over each other, and one that is still training may be among
+them. Solid lines are the validation set, dashed ones the training set. Losses are not
+weighted.
+"""
+
+import argparse
+import json
+import pathlib
+from itertools import cycle
+
+PANELS = {  # figure in epochs.jsonl -> title and unit
+    "error_rate": "error rate (%)",
+    "accuracy": "teacher-forced accuracy",
+    "quantity_error": "quantity error (tokens per utterance)",
+    "acd_accuracy": "contrastive accuracy",
+    "learning_rate": "learning rate",
+}
+LOSS = "loss: {} (per token)"
+COLUMNS = 4
+STYLES = {"train": "--", "valid": "-"}
+
+
+def read_epochs(run):
+    """One dict per epoch that a run has finished."""
+    path = pathlib.Path(run, "epochs.jsonl")
+    if not path.exists():
+        raise SystemExit(
+            f"{run} has no epochs.jsonl: it is not the output_folder of a training run, "
+            "or its first epoch has not ended yet"
+        )
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def curves(epochs):
+    """Points of each curve of a run.
+
+    Arguments
+    ---------
+    epochs : list of dict
+        Lines of epochs.jsonl.
+
+    Returns
+    -------
+    dict of (str, str) to list of (int, float)
+        By title of the panel and stage, train or valid: epoch and value.
+    """
+    points = {}
+    for row in epochs:
+        for stage in STYLES:
+            figures = row[stage]
+            values = {PANELS[key]: v for key, v in figures.items() if key in PANELS}
+            for name, term in figures["losses"].items():
+                values[LOSS.format(name)] = term["value"]
+            for title, value in values.items():
+                points.setdefault((title, stage), []).append((row["epoch"], value))
+        rates = points.setdefault((PANELS["learning_rate"], "valid"), [])
+        rates.append((row["epoch"], row["learning_rate"]))  # at the end of the epoch
+    return points
+
+
+def plot(runs):
+    """Draw the curves of runs, one panel per figure, one colour per run.
+
+    Arguments
+    ---------
+    runs : dict of str to list of dict
+        By what to call a run: lines of its epochs.jsonl.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    # Here, so that --help needs neither; and without pyplot, nobody needs a display.
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogFormatter, MaxNLocator
+
+    from cif_lobes.alignment_plot import COLOURS
+
+    found = {name: curves(epochs) for name, epochs in runs.items()}
+    present = {title: None for points in found.values() for title, _ in points}
+    titles = [title for title in PANELS.values() if title in present]
+    titles[1:1] = [title for title in present if title not in titles]
+    num_rows = -(-len(titles) // COLUMNS)
+    figure = Figure((3.6 * COLUMNS, 2.6 * num_rows), dpi=120, layout="constrained")
+    panels = figure.subplots(num_rows, COLUMNS, squeeze=False, sharex=True).flatten()
+    for panel, title in zip(panels, titles, strict=False):
+        for points, colour in zip(found.values(), cycle(COLOURS), strict=False):
+            for stage, style in STYLES.items():
+                if (title, stage) in points:
+                    x, y = zip(*points[title, stage], strict=True)
+                    panel.plot(x, y, style, color=colour, lw=1.3)
+        if title.startswith("loss"):
+            panel.set_yscale("log")  # or the first epochs hide all others
+            panel.yaxis.set_major_formatter(LogFormatter())
+            panel.yaxis.set_minor_formatter(LogFormatter())
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("epoch", fontsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.tick_params(labelsize=8, labelbottom=True, which="both")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(titles) :]:
+        panel.set_axis_off()
+    lines = [
+        Line2D([], [], color=colour, label=name)
+        for name, colour in zip(found, cycle(COLOURS), strict=False)
+    ]
+    figure.legend(handles=lines, loc="outside upper left", fontsize=9, frameon=False)
+    return figure
+
+
+def main():
+    """Read the runs, draw, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="output_folders of training runs")
+    parser.add_argument("--out", default="curves.png", help="picture; png, pdf or svg")
+    arguments = parser.parse_args()
+    plot({run: read_epochs(run) for run in arguments.runs}).savefig(arguments.out)
+    print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
