@@ -111,6 +111,7 @@ def main(given):
     if lm:
         decoding |= {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
         scorer = fuse(scorer, decoding["lm_weight"])
+    if given.lm:
         # Two folders of its path tell its row and seed.
         changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
     if scorer or decoding["beam"] > 1:

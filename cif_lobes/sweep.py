@@ -151,8 +151,10 @@ def write(folder, rows, lm, dataset):
         That was decoded.
     """
     best = choose(rows)
+    chosen = {name: best[name] for name in SETTINGS}
+    chosen["lm"] = lm if best["lm_weight"] else None
     record = {
-        "chosen": {**{name: best[name] for name in SETTINGS}, "lm": lm},
+        "chosen": chosen,
         "error_rate": best["error_rate"],
         "utterances": len(dataset),
         "table": rows,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, load_module
 
-from cif_lobes import sweep
+from cif_lobes import language_model, sweep
 from cif_lobes.dataio import make_dataset
 from cif_lobes.experiment import load_run, manifest_paths
 
@@ -96,6 +96,22 @@ def test_language_model_weights(run):
     rows = sweep.sweep(brain, hparams, dataset, grid, TransformerLMScorer())
     assert rows[0]["errors"] < rows[1]["errors"]
     assert sweep.choose(rows)["lm_weight"] == 0.0
+
+
+def test_evaluate_with_a_language_model(run, monkeypatch):
+    """Its weight counts, is written down, and is kept by a sweep if it serves."""
+    enemy = TransformerLMScorer()
+    monkeypatch.setattr(language_model, "load_scorer", lambda path, tokenizer: enemy)
+    one = "--beam 1 --tail_threshold 0.5 --lm lms/7".split()
+    call(run, "--split", "valid", *one, "--lm_weight", 100)
+    figures = results(run)["valid_tail_threshold=0.5_beam=1_lm_weight=100.0_lm=lms-7"]
+    assert (figures["lm"], figures["lm_weight"]) == ("lms/7", 100.0)
+    call(run, "--sweep", *one, "--lm_weight", 0, 100)
+    first, second = json.loads((run / sweep.FILE).read_text())["table"]
+    assert second["error_rate"] == pytest.approx(figures["error_rate"])
+    assert sweep.read(run)["lm_weight"] == 0 and sweep.read(run)["lm"] is None
+    call(run, "--sweep", *one, "--lm_weight", 100)
+    assert sweep.read(run)["lm"].endswith("/lms/7")
 
 
 class TransformerLMScorer:
