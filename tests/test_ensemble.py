@@ -231,7 +231,7 @@ def test_greedy_hypotheses_do_not_depend_on_the_batch(corpus, ensemble):
     hparams = load_student(corpus, ensemble)
     torch.nn.ModuleDict(hparams["modules"]).eval()
     torch.manual_seed(0)
-    encoded, lengths = torch.randn(2, 12, 16), torch.tensor([12, 5])
+    encoded, lengths = torch.randn(2, 12, 32), torch.tensor([12, 5])
     together = hparams["searcher"](encoded, lengths / 12)[0]
     alone = hparams["searcher"](encoded[1:, :5], torch.ones(1))[0]
     assert together[1][:5] == alone[0][:5]

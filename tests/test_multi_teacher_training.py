@@ -46,14 +46,11 @@ def taught(corpus, tmp_path_factory):
     """Folder with two trained teachers and their cache; the arguments that read it."""
     folder = tmp_path_factory.mktemp("taught")
     runs = [folder / f"teacher{seed}" for seed in (1, 2)]
-    schedule = {"lr": 5e-3, "warmup_steps": 10, "hold_steps": 200, "batch_seconds": 6}
+    settings = {"lr": 5e-3, "warmup_steps": 20, "hold_steps": 200, "decay_steps": 20}
+    settings |= {"freq_masks": 0, "number_of_epochs": 20}
     for seed, output in enumerate(runs, start=1):
-        changes = {"output_folder": output, "seed": seed, "number_of_epochs": 10}
-        run(
-            SCRIPTS / "train.py",
-            YAML,
-            *arguments(corpus, folder, **changes, **schedule),
-        )
+        changes = {**settings, "output_folder": output, "seed": seed}
+        run(SCRIPTS / "train.py", YAML, *arguments(corpus, folder, **changes))
     cache = folder / "ensemble.h5"
     out = run(
         ROOT / "extract_teacher.py",
@@ -62,29 +59,28 @@ def taught(corpus, tmp_path_factory):
         *("--vocab_size", 8),
     )
     assert "48 utterances, 2 teachers" in out
-    return folder, {"teacher_cache": cache, **schedule}
+    return folder, {"teacher_cache": cache, **settings}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["weighted", "best"])
-def test_a_student_learns_from_teachers_alone(corpus, taught, strategy):
-    """kd_weight 1: no loss sees a transcript, and the error on it falls."""
+def test_a_student_learns_from_teachers_alone(corpus, taught):
+    """kd_weight 1: no loss sees a transcript, and those on transcripts fall."""
     folder, settings = taught
-    output = folder / strategy
-    settings = {**settings, "output_folder": output, "number_of_epochs": 10}
-    command = arguments(corpus, folder, strategy=strategy, **settings)
-    run(SCRIPTS / "train_kd.py", KD_YAML, *command)
+    output = folder / "student"
+    settings = {**settings, "output_folder": output}
+    run(SCRIPTS / "train_kd.py", KD_YAML, *arguments(corpus, folder, **settings))
     rows = epochs(output)
     assert set(rows[-1]["train"]["losses"]) == {"seq_kd", "ctc_kd"}
-    assert set(rows[-1]["valid"]["losses"]) == {"seq", "ctc"}
-    assert rows[-1]["valid"]["loss"] < 0.8 * rows[0]["valid"]["loss"]
+    first, last = (rows[i]["valid"]["losses"] for i in (0, -1))
+    assert last["ctc"]["value"] < 0.5 * first["ctc"]["value"]
+    assert last["seq"]["value"] < 0.8 * first["seq"]["value"]
     names = {name.split(".")[0] for name in last_checkpoint(output)}
     expected = {"features", "encoder", "ctc_head", "embedding", "decoder", "seq_head"}
     assert names == expected, "no teacher in the student's checkpoint"
     # Nor is one needed to recognise.
     settings["teacher_cache"] = folder / "lost.h5"
-    command = arguments(corpus, folder, strategy=strategy, **settings)
-    run(SCRIPTS / "train_kd.py", KD_YAML, *command, "--test_only")
+    command = [*arguments(corpus, folder, **settings), "--test_only"]
+    run(SCRIPTS / "train_kd.py", KD_YAML, *command)
 
 
 @pytest.mark.slow
@@ -96,7 +92,9 @@ def test_resuming_equals_running_through(corpus, taught):
         "pretrain": True,
         "pretrain_st_dir": folder / "teacher1",
         "kd_weight": 0.7,
+        "strategy": "best",
         "number_of_epochs": 3,
+        "freq_masks": 1,
         "temperature": 2.0,
     }
     for name in ("through", "resumed"):
@@ -128,7 +126,7 @@ def test_resuming_equals_running_through(corpus, taught):
 def test_torchrun_equals_one_process(corpus, taught):
     """Two processes, or one that accumulates two batches: the same losses."""
     folder, settings = taught
-    exact = {"dec_dropout": 0.0, "freq_masks": 0, "number_of_epochs": 2}
+    exact = {"dec_dropout": 0.0, "number_of_epochs": 2}
     settings = {**settings, **exact}
     one = {**settings, "output_folder": folder / "one", "grad_accumulation_factor": 2}
     two = {**settings, "output_folder": folder / "two"}

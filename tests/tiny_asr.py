@@ -10,20 +10,19 @@ YAML = ROOT / "recipes/MiniSpeech/hparams/ctc_attention.yaml"
 KD_YAML = ROOT / "recipes/MiniSpeech/hparams/ctc_attention_kd.yaml"
 EXTRACT_YAML = ROOT / "recipes/MiniSpeech/hparams/extract_ensemble.yaml"
 TINY_ASR = {
-    "cnn_channels": "[2, 2]",
+    "cnn_channels": "[8, 8]",
     "rnn_layers": 1,
-    "rnn_neurons": 16,
-    "dnn_neurons": 16,
-    "emb_size": 8,
-    "dec_neurons": 16,
-    "attn_dim": 16,
-    "attn_channels": 2,
-    "attn_kernel": 2,
+    "rnn_neurons": 32,
+    "dnn_neurons": 32,
+    "emb_size": 16,
+    "dec_neurons": 32,
+    "attn_dim": 32,
+    "attn_channels": 4,
+    "attn_kernel": 3,
     "vocab_size": 8,
-    "batch_seconds": 10,
+    "batch_seconds": 6,
     "eval_batch_seconds": 10,
     "num_buckets": 3,
-    "number_of_epochs": 2,
 }
 
 
