@@ -34,6 +34,7 @@ LIGHT = {
     "cif_plan": {"torch"},
     "cif_operator": {"torch", "cif_lobes.cif_plan"},
     "losses": {"torch"},
+    "fithubert": {"torch"},
     "teacher_cache": {"torch", "h5py", "numpy"},
     "decoder": {"torch", "speechbrain"},
     "encoder": {"torch", "speechbrain"},
