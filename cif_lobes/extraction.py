@@ -10,6 +10,7 @@ from importlib.metadata import version
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
+from cif_lobes import speech_cache
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
@@ -38,6 +39,11 @@ def run(verb, hparams_file, run_opts, overrides):
     """
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    if "layers" in hparams:
+        if verb != "build":
+            sys.exit(f"{verb} is for text teachers; training checks a speech teacher's")
+        speech_cache.build(hparams)
+        return
     tokenizer = hparams["tokenizer"]
     texts = read_texts(hparams["manifests"], tokenizer.normalize)
     tokenizer.fit(texts.values())
