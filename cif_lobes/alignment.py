@@ -24,15 +24,15 @@ class TokenSpan(NamedTuple):
     end: float  # seconds: the fire of this token
 
 
-def frame_clock(strides, num_pools, hop=0.01):
+def frame_clock(strides, num_pools, hop=0.01, first=0.0):
     """Time of the encoder frames of a `ConformerEncoder`.
 
-    Feature frame i is centred at i * hop and stands for one hop. A valid convolution of
-    three frames with stride s centres its output j on input s * j + 1, a pooling of
-    pairs on 2 * j + 1/2. An encoder frame lasts as long as the hops it replaces, hop
-    times the product of strides and pools, around the centre that follows. These are
-    the frames that it stands for, not those that it knows: attention sees the whole
-    utterance, so a network may fire a token before or after its sound.
+    Feature frame i is centred at first + i * hop and stands for one hop. A valid
+    convolution of three frames with stride s centres its output j on input s * j + 1, a
+    pooling of pairs on 2 * j + 1/2. An encoder frame lasts as long as the hops it
+    replaces, hop times the product of strides and pools, around the centre that
+    follows. These are the frames that it stands for, not those that it knows: attention
+    sees the whole utterance, so a network may fire a token before or after its sound.
 
     Arguments
     ---------
@@ -42,6 +42,8 @@ def frame_clock(strides, num_pools, hop=0.01):
         Poolings of the encoder, each of two frames.
     hop : float
         Time between feature frames in seconds.
+    first : float
+        Centre of the first feature frame in seconds.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def frame_clock(strides, num_pools, hop=0.01):
     for _ in range(num_pools):
         centre += reduction / 2
         reduction *= 2
-    return FrameClock((centre - reduction / 2) * hop, reduction * hop)
+    return FrameClock(first + (centre - reduction / 2) * hop, reduction * hop)
 
 
 def token_spans(tokens, boundaries, clock):

@@ -103,6 +103,9 @@ def load_settings(hparams_file, run_opts, overrides):
     ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    # Only here: later on, checkpoints bring the parameters of the frozen student along.
+    if "student_run" in hparams and not run_opts.get("test_only"):
+        hparams["features"].load_run(hparams["student_run"])
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     return hparams
 

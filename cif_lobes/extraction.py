@@ -10,7 +10,7 @@ from importlib.metadata import version
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
-from cif_lobes import ensemble_extraction
+from cif_lobes import ensemble_extraction, speech_cache
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
@@ -41,6 +41,11 @@ def run(verb, hparams_file, run_opts, overrides):
         hparams = load_hyperpyyaml(file, overrides)
     if "teachers" in hparams:
         ensemble_extraction.run(verb, hparams)
+        return
+    if "layers" in hparams:
+        if verb != "build":
+            sys.exit(f"{verb} is for text teachers; training checks a speech teacher's")
+        speech_cache.build(hparams)
         return
     tokenizer = hparams["tokenizer"]
     texts = read_texts(hparams["manifests"], tokenizer.normalize)

@@ -17,6 +17,11 @@ class LogMel(nn.Module):
     hop_ms, window_ms : float
         Step and length of the analysis window in milliseconds.
 
+    Attributes
+    ----------
+    hop, centre : int
+        Samples from one frame to the next, and before the centre of the first.
+
     Example
     -------
     >>> import torch
@@ -34,7 +39,7 @@ class LogMel(nn.Module):
             hop_length=hop_ms,
             win_length=window_ms,
         )
-        self.hop = int(sample_rate * hop_ms / 1000)
+        self.hop, self.centre = int(sample_rate * hop_ms / 1000), 0
         self.normalize = InputNormalization(norm_type="sentence", epsilon=1e-5)
 
     def output_lengths(self, lengths):

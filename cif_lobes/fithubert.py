@@ -9,6 +9,8 @@ No frame depends on how far its utterance was padded, and there are as many fram
 teacher has, whatever the length. Both differ from the authors' code: there the first
 normalisation counts padding in, and an odd last frame is dropped. It also multiplies the
 front-end's gradient by 0.1, which changes nothing under AdamW without clipping.
+
+Needs torch only: `s3prl_export` copies this file to people who have nothing else of it.
 """
 
 import math
@@ -16,7 +18,6 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from speechbrain.dataio.dataio import length_to_mask
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -353,7 +354,7 @@ class HintedStudent(nn.Module):
 
 def _padding_mask(x_lengths, max_length):
     """[B, T], True beyond the end of each utterance."""
-    return ~length_to_mask(x_lengths, max_length, dtype=torch.bool)
+    return torch.arange(max_length, device=x_lengths.device) >= x_lengths.unsqueeze(1)
 
 
 def _zero_padding(x, x_lengths):

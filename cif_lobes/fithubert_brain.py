@@ -17,6 +17,7 @@ from cif_lobes.dataio import read_audio
 from cif_lobes.experiment import add_model, finish, fit, start
 from cif_lobes.losses import regression_distillation
 from cif_lobes.manifest import read_manifest
+from cif_lobes.speech_cache import open_speech_cache
 from cif_lobes.speech_teachers import SpeechTeacher
 from cif_lobes.training_brain import TrainingBrain
 
@@ -25,7 +26,7 @@ class Predictions(NamedTuple):
     """What student and teacher say about a batch."""
 
     student: dict  # layer to [B, T, H]
-    teacher: tuple  # [B, T, H] by layer
+    teacher: dict  # layer to [B, T, H]
     x_lengths: Tensor  # [B] frames of each utterance
 
 
@@ -33,7 +34,8 @@ class FitHuBERTBrain(TrainingBrain):
     """Trains a student to say what the layers of a frozen teacher say.
 
     Reads from the yaml, besides `modules`: `lr`, `warmup`, `number_of_epochs`,
-    `hint_weight`, `num_checkpoints`, `seed`.
+    `hint_weight`, `num_checkpoints`, `seed`, and, if batches bring the teacher's states
+    along, `cached_layers`.
 
     Arguments
     ---------
@@ -59,7 +61,11 @@ class FitHuBERTBrain(TrainingBrain):
         waves, relative = batch.signal
         lengths = (relative * waves.shape[1]).round().long()
         student, x_lengths = self.modules.student(waves, lengths)
-        teacher, _ = self.teacher(waves, lengths)
+        if hasattr(batch, "teacher"):
+            states = batch.teacher.data.unbind(2)
+            teacher = dict(zip(self.hparams.cached_layers, states, strict=True))
+        else:
+            teacher = dict(enumerate(self.teacher(waves, lengths)[0]))
         return Predictions(student, teacher, x_lengths)
 
     def compute_objectives(self, predictions, batch, stage):
@@ -150,11 +156,18 @@ def run(hparams_file, run_opts, overrides, prepare):
         called with `skip_prep`.
     """
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
+    teacher, cache = SpeechTeacher(hparams["teacher"]), None
+    brain = make_brain(hparams, run_opts, teacher)
+    if hparams["teacher_cache"]:
+        taught = [int(layer) for layer in hparams["modules"]["student"].heads]
+        path = hparams["teacher_cache"]
+        cache = open_speech_cache(path, teacher, taught, manifests.values())
+        brain.hparams.cached_layers = cache.attributes["layers"]
+        brain.teacher = None  # has been compared, and is not needed any more
     datasets = {
-        name: make_audio_dataset(path, hparams["sample_rate"])
+        name: make_audio_dataset(path, hparams["sample_rate"], cache)
         for name, path in manifests.items()
     }
-    brain = make_brain(hparams, run_opts, SpeechTeacher(hparams["teacher"]))
     fit(brain, hparams_file, hparams, datasets)
     finish()
 
@@ -172,8 +185,11 @@ def make_brain(hparams, run_opts, teacher):
     )
 
 
-def make_audio_dataset(manifest, sample_rate):
-    """A dataset of `id` and `signal` [samples] over one manifest; see `make_dataset`."""
+def make_audio_dataset(manifest, sample_rate, cache=None):
+    """A dataset of `id`, `signal` [samples] and, with a cache, `teacher` [T, L, H].
+
+    See `cif_lobes.dataio.make_dataset`.
+    """
     rows = {
         u.id: {"duration": u.duration, "wav": u.wav} for u in read_manifest(manifest)
     }
@@ -182,6 +198,9 @@ def make_audio_dataset(manifest, sample_rate):
         "takes": ["wav"],
         "provides": "signal",
     }
-    return DynamicItemDataset(
-        rows, dynamic_items=[signal], output_keys=["id", "signal"]
-    )
+    items = [signal]
+    if cache is not None:
+        read = cache.__getitem__
+        items.append({"func": read, "takes": ["id"], "provides": "teacher"})
+    keys = ["id", *(item["provides"] for item in items)]
+    return DynamicItemDataset(rows, dynamic_items=items, output_keys=keys)

@@ -91,9 +91,13 @@ class CIFRecognizer:
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
         self.searcher = hparams["searcher"]
-        encoder, hop = self.fire.encoder, self.fire.features.hop / self.sample_rate
-        strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
-        self.clock = frame_clock(strides, num_pools, hop)
+        encoder, features = self.fire.encoder, self.fire.features
+        self.clock = frame_clock(
+            encoder.frontend.strides,
+            len(encoder.pool_after),
+            features.hop / self.sample_rate,
+            features.centre / self.sample_rate,
+        )
 
     @classmethod
     def from_run(cls, folder, overrides=None, device="cpu"):

@@ -1,7 +1,4 @@
-"""Frozen HuBERT and wav2vec 2.0 encoders, run on the fly: audio to hidden states.
-
-Twelve layers of 100 hours in float16 take 332 GB, so nothing is cached.
-"""
+"""Frozen HuBERT and wav2vec 2.0 encoders, run on the fly: audio to hidden states."""
 
 import os
 
@@ -9,6 +6,7 @@ import torch
 import transformers
 
 from cif_lobes.fithubert import TimeNorm, frame_grid, num_frames
+from cif_lobes.teachers import hash_weights
 
 KINDS = ("hubert", "wav2vec2")
 
@@ -34,6 +32,8 @@ class SpeechTeacher(torch.nn.Module):
         Width H of the states.
     reach, hop : int
         Samples that a frame reads, and from one frame to the next.
+    weights_hash : str
+        Of all weights that a state depends on.
 
     Raises
     ------
@@ -67,6 +67,11 @@ class SpeechTeacher(torch.nn.Module):
     def train(self, mode=True):
         """Stays in eval mode: Brain.fit switches all of its modules to train mode."""
         return super().train(False)
+
+    @property
+    def weights_hash(self):
+        # The mask of pre-training is not used, and random if a checkpoint lacks it.
+        return hash_weights(self.encoder, without="masked_spec_embed")
 
     # inference_mode would not let its tensors into a loss.
     @torch.no_grad()

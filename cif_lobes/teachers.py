@@ -90,7 +90,8 @@ class TextTeacher(torch.nn.Module):
         self.source = source
         self.tokenizer, self.tokenizer_hash = _load_tokenizer(source)
         self.encoder = _load_encoder(source)
-        self.weights_hash = _weights_hash(self.encoder)
+        # Without the pooler: no hidden state depends on it, and it may be random.
+        self.weights_hash = hash_weights(self.encoder, without="pooler")
         self.layer = _resolve_layer(
             layer, self.encoder.config.num_hidden_layers, source
         )
@@ -261,13 +262,13 @@ def _load_encoder(source):
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
-def _weights_hash(encoder):
-    """Hash without the pooler: no hidden state depends on it, and it may be random."""
+def hash_weights(encoder, without):
+    """Hash of all weights but those whose name has `without` in it."""
     digest = hashlib.sha256()
     for name, weight in sorted(encoder.state_dict().items()):
-        if "pooler" not in name:
+        if without not in name:
             digest.update(f"{name} {list(weight.shape)}".encode())
-            digest.update(weight.contiguous().numpy())
+            digest.update(weight.contiguous().cpu().numpy())
     return digest.hexdigest()[:16]
 
 

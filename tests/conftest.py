@@ -135,3 +135,52 @@ def trained(corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     train(tiny_arguments(corpus, folder, number_of_epochs=24))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    """Folder with the export of that run."""
+    from cif_lobes.export import export_run
+
+    folder = tmp_path_factory.mktemp("exported") / "tones"
+    export_run(trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def utterances(corpus):
+    """Validation utterances: file, waveform, text."""
+    from cif_lobes.dataio import read_audio
+    from cif_lobes.manifest import read_manifest
+
+    rows = read_manifest(corpus[1])
+    return [(u.wav, read_audio(u.wav, 16000), u.wrd) for u in rows]
+
+
+@pytest.fixture(scope="session")
+def signals(utterances):
+    """Waveforms of the validation utterances."""
+    return [signal for _, signal, _ in utterances]
+
+
+@pytest.fixture(scope="session")
+def found_by_the_run(trained, signals):
+    """Token ids that the training code's own searcher finds."""
+    from speechbrain import Stage
+    from speechbrain.dataio.batch import PaddedBatch
+
+    from cif_lobes.experiment import load_run
+
+    brain, _ = load_run(trained)
+    brain.on_evaluate_start()
+    brain.modules.eval()
+    batch = PaddedBatch([{"signal": signal} for signal in signals])
+    with torch.no_grad():
+        return brain.transcribe(*brain.encode(batch, Stage.TEST))[0]
+
+
+def pad(signals, value=0.0):
+    """Batch and relative lengths, as SpeechBrain wants them."""
+    lengths = torch.tensor([len(signal) for signal in signals])
+    waves = torch.nn.utils.rnn.pad_sequence(signals, True, value)
+    return waves, lengths / waves.shape[1]

@@ -35,6 +35,7 @@ LIGHT = {
     "cif_operator": {"torch", "cif_lobes.cif_plan"},
     "losses": {"torch"},
     "multi_teacher": {"torch"},
+    "fithubert": {"torch"},
     "teacher_cache": {"torch", "h5py", "numpy"},
     "decoder": {"torch", "speechbrain"},
     "encoder": {"torch", "speechbrain"},

@@ -1,7 +1,6 @@
-"""Recognisers of a trained run and of its export: as the run itself, and SpeechBrain."""
+"""Recordings to transcripts: times, confidences, long files, the command line."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -9,69 +8,24 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import speak
-from speechbrain.dataio.batch import PaddedBatch
-from speechbrain.inference.ASR import EncoderDecoderASR
+from conftest import pad, speak
 
 from cif_lobes.cif import CIF
 from cif_lobes.dataio import read_audio
 from cif_lobes.decoder import CIFDecoder
 from cif_lobes.encoder import ConformerEncoder
-from cif_lobes.export import NETWORK, FireEncoder, export_run, open_run
+from cif_lobes.export import FireEncoder
 from cif_lobes.features import LogMel
 from cif_lobes.inference import CIFRecognizer, main, split_at_pauses
-from cif_lobes.manifest import read_manifest
 from cif_lobes.searcher import BeamSearcher
 from cif_lobes.tokens import SentencePieceTokenizer
-from cif_lobes.transcript import Token, Transcript, as_ctm, as_srt
 
 RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "tones"
-    export_run(trained, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def recognizer(exported):
     return CIFRecognizer.from_export(exported)
-
-
-@pytest.fixture(scope="module")
-def utterances(corpus):
-    """Validation utterances: file, waveform, text."""
-    rows = read_manifest(corpus[1])
-    return [(u.wav, read_audio(u.wav, RATE), u.wrd) for u in rows]
-
-
-@pytest.fixture(scope="module")
-def signals(utterances):
-    return [signal for _, signal, _ in utterances]
-
-
-@pytest.fixture(scope="module")
-def found_by_the_run(trained, signals):
-    """Token ids that the training code's own searcher finds."""
-    from speechbrain import Stage
-
-    from cif_lobes.experiment import load_run
-
-    brain, _ = load_run(trained)
-    brain.on_evaluate_start()
-    brain.modules.eval()
-    batch = PaddedBatch([{"signal": signal} for signal in signals])
-    with torch.no_grad():
-        return brain.transcribe(*brain.encode(batch, Stage.TEST))[0]
-
-
-def pad(signals, value=0.0):
-    """Batch and relative lengths, as SpeechBrain wants them."""
-    lengths = torch.tensor([len(signal) for signal in signals])
-    waves = torch.nn.utils.rnn.pad_sequence(signals, True, value)
-    return waves, lengths / waves.shape[1]
 
 
 def edits(a, b):
@@ -82,111 +36,6 @@ def edits(a, b):
         for j, y in enumerate(b, start=1):
             row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
     return row[-1]
-
-
-# --- export ---
-
-
-def test_speechbrain_transcribes_as_the_run(
-    exported, utterances, signals, found_by_the_run, tmp_path
-):
-    """Files alone, and a batch; through the links that SpeechBrain makes in savedir."""
-    savedir = tmp_path / "saved"
-    asr = EncoderDecoderASR.from_hparams(source=str(exported), savedir=str(savedir))
-    assert (savedir / "model.ckpt").is_symlink()
-    texts, tokens = asr.transcribe_batch(*pad(signals))
-    assert tokens == found_by_the_run
-    assert texts == [asr.tokenizer.decode(ids) for ids in found_by_the_run]
-    assert texts == [asr.transcribe_file(str(file)) for file, _, _ in utterances]
-    assert len(set(texts)) > 5  # or nothing has been shown
-
-
-def test_padding_is_not_read(exported, signals):
-    asr = EncoderDecoderASR.from_hparams(source=str(exported))
-    zeros, other = (asr.encode_batch(*pad(signals, value)) for value in (0.0, 0.5))
-    assert zeros.lengths.sum() > 20
-    torch.testing.assert_close(other, zeros)
-
-
-def test_export_can_be_moved_and_overridden(exported, signals, tmp_path):
-    moved = shutil.copytree(exported, tmp_path / "elsewhere" / "model")
-    overrides = {"beam_size": 4, "tail_threshold": 0.9}
-    asr = EncoderDecoderASR.from_hparams(source=str(moved), overrides=overrides)
-    assert asr.tokenizer.path.parent == moved
-    assert asr.mods.encoder.cif.tail_threshold == 0.9
-    recognizer = CIFRecognizer.from_export(moved, overrides)
-    texts, _ = asr.transcribe_batch(*pad(signals))
-    assert texts == [t.text for t in recognizer.transcribe(signals)]
-    assert len(recognizer.transcribe(signals[:1])[0].nbest) == 4
-
-
-def test_export_holds_the_recogniser_only(trained, exported):
-    names = {"hyperparams.yaml", "model.ckpt", "tokenizer.ckpt"}
-    assert {path.name for path in exported.iterdir()} == names
-    parameters = torch.load(exported / "model.ckpt")
-    assert {name.split(".")[0] for name in parameters} <= set(NETWORK)
-    settings = (exported / "hyperparams.yaml").read_text()
-    for word in (
-        str(trained),
-        "ctc_head",
-        "checkpointer",
-        "optimizer",
-        "augment",
-        "seed",
-    ):
-        assert word not in settings
-
-
-def test_export_averages_the_checkpoints_asked_for(trained, exported, tmp_path):
-    name = "decoder.project_out.weight"
-    folders = sorted(
-        (f for f in trained.glob("save/CKPT*") if "error_rate" in _meta(f)),
-        key=lambda f: int(_meta(f).split("epoch: ")[1].split()[0]),
-    )
-    last, before = (torch.load(f / "model.ckpt")[name] for f in folders[:-3:-1])
-    assert not torch.equal(last, before)
-    average = torch.load(exported / "model.ckpt")[name]
-    torch.testing.assert_close(average, (last + before) / 2)
-    export_run(trained, tmp_path / "last", num_checkpoints=1)
-    assert torch.equal(torch.load(tmp_path / "last/model.ckpt")[name], last)
-
-
-def _meta(folder):
-    return (folder / "CKPT.yaml").read_text().replace("end-of-epoch: ", "")
-
-
-def test_loading_a_run_does_not_seed(trained):
-    """The whole yaml would: what is drawn afterwards would always be the same."""
-
-    def draw(seed):
-        torch.manual_seed(seed)
-        open_run(trained)
-        return torch.rand(1)
-
-    assert draw(1) != draw(2)
-
-
-def test_export_refuses(trained, exported, tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match="not a run folder: no hyperparams.yaml"
-    ):
-        export_run(tmp_path, tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="not a run folder: no save"):
-        export_run(exported, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="not empty"):
-        export_run(trained, exported)
-    with pytest.raises(FileNotFoundError, match="evaluate.py export RUN"):
-        CIFRecognizer.from_export(trained)
-    run = shutil.copytree(trained, tmp_path / "run")
-    for checkpoint in run.glob("save/CKPT*"):
-        shutil.rmtree(checkpoint)
-    with pytest.raises(FileNotFoundError, match="no checkpoint of a whole epoch"):
-        open_run(run)
-    yaml = (run / "hyperparams.yaml").read_text()
-    yaml = yaml.replace("GreedySearcher\n", "BeamSearcher\n  scorer: [1]\n")
-    (run / "hyperparams.yaml").write_text(yaml)
-    with pytest.raises(ValueError, match="has a scorer"):
-        open_run(run)
 
 
 # --- transcripts ---
@@ -445,36 +294,6 @@ def test_command_line_refuses(trained, tmp_path, capsys):
             main([str(argument) for argument in arguments])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
-
-
-WORDS = [
-    Token("so", 0.0, 2.5, 0.9),
-    Token("it", 2.5, 2.75, 0.81),
-    Token("is", 2.75, 6.25, 0.5),
-    Token("done", 6.375, 6.5, 1.0),
-]
-SPOKEN = Transcript("so it is done", -1.0, [], WORDS)
-
-
-def test_ctm():
-    assert as_ctm("a/my talk.wav", SPOKEN).splitlines()[1] == (
-        "my_talk 1 2.500 0.250 it 0.8100"
-    )
-
-
-def test_srt():
-    """The pauses before "so" and "is" are in their spans, but in no subtitle."""
-    assert as_srt("a.wav", SPOKEN) == (
-        "1\n00:00:01,500 --> 00:00:02,750\nso it\n\n"
-        "2\n00:00:05,250 --> 00:00:06,500\nis done\n\n"
-    )
-    hour = [Token("好", 3601.0, 3601.5, 1.0), Token("的", 3601.5, 3602.25, 1.0)]
-    assert as_srt("a.wav", Transcript("好的", 0.0, hour, hour)) == (
-        "1\n01:00:01,000 --> 01:00:02,250\n好的\n\n"
-    )
-    steady = [Token("a", 0.5 * i, 0.5 * i + 0.5, 1.0) for i in range(21)]
-    cues = as_srt("a.wav", Transcript("a a", 0.0, [], steady)).split("\n\n")
-    assert [cue.count("a") for cue in cues] == [10, 10, 1, 0]
 
 
 def test_no_training_code_is_imported(trained, utterances):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import soundfile
 from conftest import PITCH, ROOT, TINY, speak, write_corpus
+from tiny_hubert import make_hubert
 from tiny_teacher import make_teacher
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,6 +76,7 @@ def place(tmp_path_factory):
         width=16,
         vocab=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PITCH),
     )
+    make_hubert(place / "models/hubert-base-ls960")
     for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
         shutil.move(write_corpus(place / "my", 8, seed), place / f"my/{name}.csv")
     soundfile.write(place / "my/speech.wav", speak("abcd"), 16000)
@@ -94,6 +96,8 @@ def in_place(command, place):
         words += ["--distributed_backend", "gloo"]
     if any(w.endswith("train.py") for w in words) and "--help" not in words:
         settings = {**TINY, "number_of_epochs": 1, "device": "cpu", "vocab_size": 12}
+        if "cif_fithubert" in command:
+            del settings["n_mels"], settings["conv_channels"]
         words += [p for k, v in settings.items() for p in (f"--{k}", str(v))]
         if "cif_hieradist" in command:
             words += ["--teacher_width", "16"]
@@ -102,6 +106,8 @@ def in_place(command, place):
         words += "--number_of_epochs 1 --device cpu".split()
     if "extract_teacher.py" in command:
         words += ["--vocab_size", "12"]
+    if "train_fithubert.py" in command:
+        words += ["--teacher_width", "16", "--number_of_epochs", "1"]
     return words
 
 

@@ -77,16 +77,20 @@ def show(brain, name, signal, reference, path):
     from speechbrain.dataio.batch import PaddedBatch
 
     from cif_lobes import alignment, alignment_plot
+    from cif_lobes.features import LogMel
     from cif_lobes.scoring import ErrorRate
     from cif_lobes.tokens import SPACE
 
     hparams, encoder = brain.hparams, brain.hparams.encoder
+    rate = hparams.sample_rate
+    # Whatever the network reads, the picture shows a spectrogram.
+    spectrogram = LogMel(rate)
     batch = PaddedBatch([{"signal": signal}])
     with torch.no_grad():
         encoded, x_lengths = brain.encode(batch, Stage.TEST)
         (hypothesis,), fired = brain.transcribe(encoded, x_lengths)
         alpha = hparams.cif.weights(encoded, x_lengths)[0]
-        log_mel = hparams.features.fbank(signal[None])[0]
+        log_mel = spectrogram.fbank(signal[None])[0]
 
     decode = hparams.tokenizer.decode
     text = decode(hypothesis)
@@ -94,9 +98,12 @@ def show(brain, name, signal, reference, path):
     # The network names the fires up to the end of sentence, and those behind it not.
     tokens = [decode([token]) or SPACE for token in hypothesis] + ["<eos>"]
     tokens = (tokens + [""] * num_fires)[:num_fires]
-    hop = hparams.features.hop / hparams.sample_rate
-    strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
-    clock = alignment.frame_clock(strides, num_pools, hop)
+    clock = alignment.frame_clock(
+        encoder.frontend.strides,
+        len(encoder.pool_after),
+        hparams.features.hop / rate,
+        hparams.features.centre / rate,
+    )
     spans = alignment.token_spans(tokens, fired.boundaries[0], clock)
     by_words = hparams.error_unit == "word"
     figure = alignment_plot.plot(
@@ -105,8 +112,8 @@ def show(brain, name, signal, reference, path):
         spans,
         clock,
         alignment.word_spans(spans, text) if by_words else (),
-        hop,
-        hparams.sample_rate,
+        spectrogram.hop / rate,
+        rate,
         hparams.cif.threshold,
         name,
     )
@@ -114,9 +121,9 @@ def show(brain, name, signal, reference, path):
     print(alignment.sparkline(alpha, spans, clock))
     print(f"hypothesis: {text}")
     if reference is not None:
-        rate = ErrorRate(hparams.error_unit)
-        rate.append([name], [text], [reference])
-        print(f"reference:  {reference}\n{rate.describe(rate.summary())}")
+        errors = ErrorRate(hparams.error_unit)
+        errors.append([name], [text], [reference])
+        print(f"reference:  {reference}\n{errors.describe(errors.summary())}")
     print(path)
 
 

@@ -38,8 +38,14 @@ def main(arguments):
         sections.setdefault(run["data"], []).append(run)
     page = HEAD
     for data, rows in sections.items():
-        page += f"\n## {data}\n\n{table(rows, published)}\n"
-        page += "\n".join(describe(run) for run in rows) + "\n"
+        page += f"\n## {data}\n\n"
+        students = [run for run in rows if is_student(run)]
+        recognisers = [run for run in rows if not is_student(run)]
+        if recognisers:
+            page += f"{table(recognisers, published)}\n"
+            page += "\n".join(describe(run) for run in recognisers) + "\n"
+        for run in students:
+            page += f"{layers_table(run)}\n{describe_student(run)}\n"
     arguments.out.write_text(page, encoding="utf-8")
     print(f"{len(runs)} runs in {arguments.out}")
 
@@ -111,6 +117,43 @@ def fires(last):
     return (
         f", quantity error {last['quantity_error']:.2f} and length error "
         f"{last['length_error']:.2f} tokens an utterance"
+    )
+
+
+def is_student(run):
+    """Whether a run distilled a speech encoder: it has no error rate."""
+    return "error_rate" not in run["epochs"][-1]["valid"]
+
+
+def layers_table(run):
+    """Markdown table of a student's error, layer by layer, on the validation set."""
+    first, last = (run["epochs"][i]["valid"] for i in (0, -1))
+    lines = [
+        f"| {run['row']}, seed {run['seed']} | weight | after epoch 1 "
+        f"| after epoch {run['epochs'][-1]['epoch']} |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, term in last["losses"].items():
+        lines.append(
+            f"| {name.replace('_', ' ')}, squared error | {term['weight']:g} "
+            f"| {first['losses'][name]['value']:.4f} | {term['value']:.4f} |"
+        )
+    lines.append(
+        f"| last layer, unexplained variance | | {first['unexplained']:.1%} "
+        f"| {last['unexplained']:.1%} |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def describe_student(run):
+    """How a student was made."""
+    epochs = run["epochs"]
+    hours = sum(e["seconds"] for e in epochs) / 3600
+    return (
+        f"- **{run['row']}, seed {run['seed']}**: {run['parameters']:,} parameters, hint "
+        f"heads included, {epochs[-1]['updates']:,} updates in {len(epochs)} epochs, "
+        f"{hours:.2f} h on {run['hardware']} ({run['processes']} process), commit "
+        f"{run['commit']}.\n  `{run['commands'][0]}`"
     )
 
 

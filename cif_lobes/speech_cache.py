@@ -1,0 +1,165 @@
+"""Chosen layers of a speech teacher in a teacher cache, one state per frame and layer.
+
+Running the teacher in every epoch takes more time, keeping its states more disk: all
+twelve layers of 100 hours take 332 GB in float16, three take 83 GB. What is cached
+belongs to whole, unchanged waveforms, which are what `fithubert_brain` trains on.
+"""
+
+import os
+import shlex
+import sys
+import time
+
+import soundfile
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from cif_lobes.dataio import read_audio
+from cif_lobes.fithubert import num_frames
+from cif_lobes.manifest import read_manifest
+from cif_lobes.speech_teachers import SpeechTeacher
+from cif_lobes.teacher_cache import DTYPES, TeacherCache
+from cif_lobes.teacher_cache_writer import CacheWriter
+
+
+def build(hparams):
+    """Make the cache unless it is there; go on with one that was interrupted.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml: teacher, layers, cache, manifests, sample_rate, dtype,
+        batch_seconds, device, overwrite.
+
+    Raises
+    ------
+    ValueError
+        If the teacher lacks a layer, or the cache is there and is another.
+    OSError
+        If the disk is too small.
+    """
+    path, layers = hparams["cache"], sorted(hparams["layers"])
+    teacher = SpeechTeacher(hparams["teacher"])
+    outside = [n for n in layers if not 1 <= n <= teacher.num_layers]
+    if outside:
+        raise ValueError(
+            f"layers: {outside[0]} is none of the teacher's, 1 to {teacher.num_layers}"
+        )
+    # Those of like durations side by side, for batches with little padding.
+    utterances = {u.id: u for m in hparams["manifests"] for u in read_manifest(m)}
+    utterances = sorted(utterances.values(), key=lambda u: (-u.duration, u.id))
+    keys = {u.id: _key(u) for u in utterances}
+    identity = {"teacher_weights": teacher.weights_hash, "layers": layers}
+    if os.path.exists(path) and not hparams["overwrite"]:
+        problems = TeacherCache(path).problems(keys, **identity)
+        if problems:
+            raise ValueError(
+                f"teacher cache {path} is there and is another: {'; '.join(problems)}. "
+                "Keep it and give this one another name with --cache, or replace it "
+                "with --overwrite True"
+            )
+        print(f"{path} is up to date")
+        return
+    frames = {
+        keys[u.id]: _count_frames(u.wav, hparams["sample_rate"], teacher)
+        for u in utterances
+    }
+    total, state = sum(frames.values()), len(layers) * teacher.width
+    size = total * state * DTYPES[hparams["dtype"]][0].itemsize
+    print(f"{path}: {total:,} frames, layers {layers}: {size / 1e9:.2f} GB", flush=True)
+    command = shlex.join(["python", *sys.argv])
+    with CacheWriter(
+        path,
+        frames,
+        keys,
+        (len(layers), teacher.width),
+        hparams["dtype"],
+        identity,
+        {
+            "teacher": str(hparams["teacher"]),
+            "command": command.replace(" --overwrite True", ""),
+        },
+        hparams["overwrite"],
+    ) as writer:
+        started = time.monotonic()
+        try:
+            _encode(teacher, layers, utterances, writer, hparams)
+        except KeyboardInterrupt:
+            sys.exit(
+                f"stopped; {writer.committed:,} of {len(keys):,} utterances are kept "
+                f"in {writer.partial}. Go on with:\n  {command}"
+            )
+        writer.finish()
+    print(f"{path}: {len(keys):,} utterances, {time.monotonic() - started:.0f} s")
+
+
+def open_speech_cache(path, teacher, taught, manifests):
+    """A cache that serves all that a training asks for.
+
+    Arguments
+    ---------
+    path : str
+        From `extract_teacher.py build`.
+    teacher : SpeechTeacher
+        The one that the states must be of.
+    taught : list of int
+        Layers that the student learns.
+    manifests : list of str
+        csv files of training and validation.
+
+    Returns
+    -------
+    TeacherCache
+        Of states [T, L, H] by utterance id; `attributes["layers"]` names the L layers.
+
+    Raises
+    ------
+    ValueError
+        If it is of other weights, layers or recordings.
+    """
+    cache = TeacherCache(path)
+    keys = {u.id: _key(u) for m in manifests for u in read_manifest(m)}
+    layers = cache.attributes.get("layers", [])
+    problems = cache.problems(keys, teacher_weights=teacher.weights_hash)
+    missing = sorted(set(taught) - set(layers))
+    if missing:
+        problems.append(f"it has layers {layers}, layer {missing[0]} is taught as well")
+    if problems:
+        raise ValueError(
+            f"teacher cache {path}: {'; '.join(problems)}. With the teacher and "
+            f"manifests of now, run: {cache.build_command} --overwrite True"
+        )
+    return cache
+
+
+def _key(utterance):
+    """What stands for an utterance's text: another recording has another length."""
+    return f"{utterance.id}, {utterance.duration:.3f} s of audio"
+
+
+def _count_frames(wav, sample_rate, teacher):
+    """The teacher's frames of a file, from its header."""
+    info = soundfile.info(wav)
+    samples = -(-info.frames * sample_rate // info.samplerate)  # as resampling rounds
+    return int(num_frames(torch.tensor(samples), teacher.reach, teacher.hop))
+
+
+def _encode(teacher, layers, utterances, writer, hparams):
+    """Write the states of all utterances that the writer does not have yet."""
+    teacher = teacher.to(hparams["device"])
+    left = utterances[writer.committed :]
+    with tqdm(total=sum(u.duration for u in left), unit=" s", disable=None) as bar:
+        while left:
+            # The longest comes first, so this many fit, padding included.
+            count = max(1, int(hparams["batch_seconds"] / left[0].duration))
+            batch, left = left[:count], left[count:]
+            signals = [read_audio(u.wav, hparams["sample_rate"]) for u in batch]
+            states, x_lengths = teacher(
+                pad_sequence(signals, batch_first=True).to(hparams["device"]),
+                torch.tensor([len(s) for s in signals], device=hparams["device"]),
+            )
+            chosen = torch.stack([states[n] for n in layers], dim=2).cpu()
+            real = [x[:T] for x, T in zip(chosen, x_lengths.tolist(), strict=True)]
+            writer.append(torch.cat(real), len(batch))
+            bar.update(sum(u.duration for u in batch))
