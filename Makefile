@@ -20,9 +20,8 @@ quickstart: setup  ## synthesise a corpus, train CIF and CIF + HieraDist, score
 quickstart-fast: setup  ## CIF only
 	PATH=$(CURDIR)/$(BIN):$$PATH bash tools/quickstart.sh fast
 
-test: setup  ## the fast tests, then the slow ones
-	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q -m slow
+test: setup  ## every test that needs no GPU, on up to four cores
+	$(BIN)/python -m pytest -q -m "not gpu" -n auto --maxprocesses 4 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check
