@@ -59,4 +59,6 @@ class LogMel(nn.Module):
         """
         x = self.fbank(signal)
         x_lengths = self.output_lengths(lengths)
-        return self.normalize(x, x_lengths / x.shape[1]), x_lengths
+        # Half a frame less: SpeechBrain multiplies by T again, and rounding must not add
+        # a frame of padding to the statistics (51 / 101 * 101 is above 51).
+        return self.normalize(x, (x_lengths - 0.5) / x.shape[1]), x_lengths
