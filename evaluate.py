@@ -123,7 +123,7 @@ def main(given):
 
 
 def export(argv):
-    """Write a run's recogniser into a folder that SpeechBrain loads."""
+    """Write a run's recogniser into a folder that SpeechBrain loads, or as ONNX."""
     parser = argparse.ArgumentParser("evaluate.py export", description=export.__doc__)
     parser.add_argument("run", help="output_folder of a training run")
     parser.add_argument("out", help="new folder for the recogniser")
@@ -131,11 +131,21 @@ def export(argv):
         "--average", choices=["last", "best"], help="which checkpoints to average"
     )
     parser.add_argument("--num_checkpoints", type=int, help="how many of them")
+    formats = ["speechbrain", "onnx"]
+    parser.add_argument(
+        "--format", choices=formats, default=formats[0], help="for whom"
+    )
     given = parser.parse_args(argv)
-    from cif_lobes.export import export_run
+    if given.format == "onnx":
+        from cif_lobes.onnx_export import export_onnx as write
 
-    export_run(given.run, given.out, given.average, given.num_checkpoints)
-    print(f'{given.out}: EncoderDecoderASR.from_hparams(source="{given.out}")')
+        usage = f"python -m cif_lobes.onnx_inference {given.out} speech.wav"
+    else:
+        from cif_lobes.export import export_run as write
+
+        usage = f'EncoderDecoderASR.from_hparams(source="{given.out}")'
+    write(given.run, given.out, given.average, given.num_checkpoints)
+    print(f"{given.out}: {usage}")
 
 
 if __name__ == "__main__":

@@ -184,6 +184,8 @@ class CIF(nn.Module):
         Sum of weights that fires a token.
     tail_threshold : float, >= 0
         Remainder that fires one more token at inference, as a fraction of `threshold`.
+    causal : bool
+        A weight looks at its own frame and those before it, not around it: for streams.
 
     Example
     -------
@@ -205,15 +207,16 @@ class CIF(nn.Module):
         dropout=0.2,
         threshold=1.0,
         tail_threshold=0.5,
+        causal=False,
     ):
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         self.threshold = threshold
         self.tail_threshold = tail_threshold
-        self.conv = nn.Conv1d(
-            input_size, input_size, kernel_size, padding=kernel_size // 2
-        )
+        self.causal = causal
+        padding = kernel_size - 1 if causal else kernel_size // 2
+        self.conv = nn.Conv1d(input_size, input_size, kernel_size, padding=padding)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(input_size, 1)
 
@@ -237,7 +240,8 @@ class CIF(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             # Masked first, or the kernel would look from the last frames into padding.
             h = x.masked_fill(padding_mask[:, :, None], 0.0).to(self.conv.weight.dtype)
-            h = self.conv(h.transpose(1, 2)).transpose(1, 2)
+            # Causal: as far to the left as is padded to the right, and cut there.
+            h = self.conv(h.transpose(1, 2)).transpose(1, 2)[:, : x.shape[1]]
             alpha = self.linear(self.dropout(h)).squeeze(2).float().sigmoid()
         return alpha.masked_fill(padding_mask, 0.0)
 

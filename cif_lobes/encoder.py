@@ -8,6 +8,11 @@ speech as a token (80 ms in the paper).
 No output frame depends on how far its utterance was padded: the convolutions of the
 front-end read real frames only, and the Conformer's depthwise convolutions see zeros
 beyond the end, as they do when the utterance is alone.
+
+With `chunk_size` attention and convolution see no frame beyond their own chunk, as in
+https://arxiv.org/abs/2012.05481 and "Dynamic Chunk Convolution" (ICASSP 2023,
+https://arxiv.org/abs/2304.09325), here with chunks of one size: the network can then run
+on a stream (`cif_lobes.encoder_streaming`).
 """
 
 import math
@@ -18,8 +23,12 @@ from speechbrain.lobes.models.transformer.Conformer import (
     ConformerEncoderLayer,
     ConvolutionModule,
 )
+from speechbrain.lobes.models.transformer.TransformerASR import (
+    make_transformer_src_mask,
+)
 from speechbrain.nnet.activations import Swish
 from speechbrain.nnet.attention import RelPosEncXL
+from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch import nn
 
 
@@ -51,6 +60,7 @@ class ConvFrontEnd(nn.Module):
         self, input_size, output_size, channels=128, strides=(2,), dropout=0.1
     ):
         super().__init__()
+        self.input_size = input_size
         self.strides = list(strides)
         self.convs = nn.ModuleList(
             nn.Conv2d(1 if i == 0 else channels, channels, 3, stride)
@@ -59,6 +69,7 @@ class ConvFrontEnd(nn.Module):
         self.shortest = 1  # input frames that one output frame reads
         for stride in reversed(self.strides):
             self.shortest = (self.shortest - 1) * stride + 3
+        self.total_stride = math.prod(self.strides)
         bands = int(self._shorten(torch.tensor(input_size)))
         self.project = nn.Linear(channels * bands, output_size)
         self.scale = math.sqrt(output_size)
@@ -111,13 +122,30 @@ class MaskedConvolutionModule(ConvolutionModule):
 
     def forward(self, x, mask=None, dynchunktrain_config=None):
         """See SpeechBrain; mask [B, T, 1] is True in padded frames."""
-        if dynchunktrain_config is not None or mask is None:
+        if mask is None:
             return super().forward(x, mask, dynchunktrain_config)
         out = self.bottleneck(self.layer_norm(x).transpose(1, 2))
-        out = self.conv(out.masked_fill(mask.transpose(1, 2), 0.0))
+        out = out.masked_fill(mask.transpose(1, 2), 0.0)
+        if dynchunktrain_config is None:
+            out = self.conv(out)
+        else:
+            out = self._convolve_chunks(out, dynchunktrain_config.chunk_size)
         if self.causal:
             out = out[..., : -self.padding]
         return self.after_conv(out.transpose(1, 2)).masked_fill(mask, 0.0)
+
+    def _convolve_chunks(self, x, chunk_size):
+        """Depthwise convolution of x [B, D, T] with zeros beyond the end of a chunk."""
+        batch, _, length = x.shape
+        x = nn.functional.pad(x, (self.padding, -length % chunk_size))
+        # [B, D, chunks, padding + chunk_size]: each with what comes before it.
+        x = x.unfold(2, self.padding + chunk_size, chunk_size)
+        x = nn.functional.pad(x, (0, self.padding)).transpose(1, 2).flatten(0, 1)
+        x = nn.functional.conv1d(
+            x, self.conv.weight, self.conv.bias, groups=self.conv.groups
+        )
+        x = x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2)
+        return x[..., :length]
 
 
 class ConformerEncoder(nn.Module):
@@ -145,6 +173,11 @@ class ConformerEncoder(nn.Module):
         Strides of the front-end's convolutions.
     dropout : float
         Dropout probability, throughout.
+    chunk_size : int, optional
+        Encoder frames of a chunk, beyond which nothing is seen; without it, every frame
+        sees the whole utterance.
+    left_chunks : int
+        Chunks before its own that a frame attends to, in each layer.
 
     Example
     -------
@@ -167,6 +200,8 @@ class ConformerEncoder(nn.Module):
         conv_channels=128,
         conv_strides=(2,),
         dropout=0.1,
+        chunk_size=None,
+        left_chunks=8,
     ):
         super().__init__()
         outside = [n for n in pool_after if not 1 <= n <= num_layers]
@@ -176,6 +211,8 @@ class ConformerEncoder(nn.Module):
                 f"layers 1 to {num_layers}"
             )
         self.pool_after = set(pool_after)
+        self.chunk_size = chunk_size
+        self.left_chunks = left_chunks
         self.frontend = ConvFrontEnd(
             input_size, d_model, conv_channels, conv_strides, dropout
         )
@@ -214,6 +251,13 @@ class ConformerEncoder(nn.Module):
             x_lengths = (x_lengths + 1) // 2
         return x_lengths
 
+    def chunk_config(self, number):
+        """SpeechBrain's description of the chunks of a layer, counted from 1, or None."""
+        if self.chunk_size is None:
+            return None
+        num_pools = sum(n >= number for n in self.pool_after)
+        return DynChunkTrainConfig(self.chunk_size * 2**num_pools, self.left_chunks)
+
     def forward(self, x, x_lengths):
         """Encode a padded batch of features.
 
@@ -234,9 +278,16 @@ class ConformerEncoder(nn.Module):
         x, x_lengths = self.frontend(x, x_lengths)
         padding_mask, positions = self._context(x, x_lengths)
         for number, layer in enumerate(self.layers, start=1):
-            x, _ = layer(x, src_key_padding_mask=padding_mask, pos_embs=positions)
+            chunks = self.chunk_config(number)
+            x, _ = layer(
+                x,
+                src_mask=make_transformer_src_mask(x, dynchunktrain_config=chunks),
+                src_key_padding_mask=padding_mask,
+                pos_embs=positions,
+                dynchunktrain_config=chunks,
+            )
             if number in self.pool_after:
-                x = _pool(x, padding_mask)
+                x = max_pool(x, padding_mask)
                 x_lengths = (x_lengths + 1) // 2
                 padding_mask, positions = self._context(x, x_lengths)
         return x.masked_fill(padding_mask.unsqueeze(-1), 0.0), x_lengths
@@ -251,8 +302,11 @@ def _padding_mask(x, x_lengths):
     return ~length_to_mask(x_lengths, x.shape[1], dtype=torch.bool)
 
 
-def _pool(x, padding_mask):
-    """Max over pairs of frames; an odd last frame stands alone, padding never wins."""
+def max_pool(x, padding_mask):
+    """Max of x [B, T, D] over pairs of frames, of which padding never wins.
+
+    An odd last frame stands alone.
+    """
     lowest = torch.finfo(x.dtype).min
     x = x.masked_fill(padding_mask.unsqueeze(-1), lowest)
     x = nn.functional.max_pool1d(x.transpose(1, 2), 2, ceil_mode=True).transpose(1, 2)

@@ -276,7 +276,7 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
     (out_folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
 
 
-def open_run(folder, overrides=None):
+def open_run(folder, overrides=None, average=None, num_checkpoints=None):
     """The objects of a run's recogniser, without exporting it first.
 
     Arguments
@@ -285,13 +285,15 @@ def open_run(folder, overrides=None):
         Output folder of a training run.
     overrides : dict, optional
         Settings of an exported folder's yaml to change: beam_size, tail_threshold.
+    average, num_checkpoints : optional
+        As in `average_parameters`; by default what the run's yaml says.
 
     Returns
     -------
     dict
         The yaml of an exported folder, loaded, with parameters and vocabulary.
     """
-    settings, parameters, vocabulary = read_run(folder)
+    settings, parameters, vocabulary = read_run(folder, average, num_checkpoints)
     hparams = load_hyperpyyaml(settings, overrides)
     hparams["model"].load_state_dict(parameters)
     hparams["tokenizer"].path = vocabulary

@@ -1,12 +1,57 @@
 """Waveforms to normalised log-mel features, with integer lengths throughout."""
 
+import math
+
+import torch
 from speechbrain.lobes.features import Fbank
-from speechbrain.processing.features import InputNormalization
+from speechbrain.processing.features import InputNormalization, make_padding_mask
 from torch import nn
 
 
+class GlobalNormalization(nn.Module):
+    """Removes mean and variance of each band over all training speech so far.
+
+    What SpeechBrain's InputNormalization(norm_type="global") does, with the statistics
+    as buffers: they are saved, averaged and exported with the parameters. Each process
+    of torchrun counts what it hears, and the first one's are saved.
+
+    Arguments
+    ---------
+    n_mels : int
+        Bands F.
+
+    Example
+    -------
+    >>> normalize, x = GlobalNormalization(4), 3 + torch.randn(8, 1000, 4)
+    >>> x = normalize(x, torch.ones(8))
+    >>> bool(x.mean().abs() < 0.01), bool((x.std() - 1).abs() < 0.01)
+    (True, True)
+    """
+
+    def __init__(self, n_mels):
+        super().__init__()
+        # Before any speech: one frame of mean 0 and variance 1. In float64, because
+        # they are sums over days of speech.
+        self.register_buffer("frames", torch.ones((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros(n_mels, dtype=torch.float64))
+        self.register_buffer("squares", torch.ones(n_mels, dtype=torch.float64))
+
+    def forward(self, x, x_lens):
+        """Normalise x [B, T, F]; in training, count it first."""
+        if self.training:
+            with torch.no_grad():
+                valid_mask = make_padding_mask(x, x_lens)
+                real = torch.where(valid_mask, x, 0.0).double()
+                self.frames += valid_mask.sum()
+                self.total += real.sum((0, 1))
+                self.squares += real.square().sum((0, 1))
+        mean = self.total / self.frames
+        std = (self.squares / self.frames - mean.square()).clamp(min=1e-10).sqrt()
+        return (x - mean.to(x)) / std.to(x)
+
+
 class LogMel(nn.Module):
-    """Log-mel filterbank with the mean and variance of each utterance removed.
+    """Log-mel filterbank, normalised by band.
 
     Arguments
     ---------
@@ -16,6 +61,10 @@ class LogMel(nn.Module):
         Bands F.
     hop_ms, window_ms : float
         Step and length of the analysis window in milliseconds.
+    normalization : str
+        "sentence": mean and variance of each utterance are removed, and what is 80 dB
+        below its maximum is cut off. "global": those of all training speech, and no
+        frame depends on a later one.
 
     Attributes
     ----------
@@ -30,17 +79,37 @@ class LogMel(nn.Module):
     (torch.Size([2, 101, 80]), tensor([101,  51]))
     """
 
-    def __init__(self, sample_rate=16000, n_mels=80, hop_ms=10, window_ms=25):
+    def __init__(
+        self,
+        sample_rate=16000,
+        n_mels=80,
+        hop_ms=10,
+        window_ms=25,
+        normalization="sentence",
+    ):
         super().__init__()
+        self.window = int(sample_rate * window_ms / 1000)
+        self.hop = int(sample_rate * hop_ms / 1000)
         self.fbank = Fbank(
             sample_rate=sample_rate,
-            n_fft=int(sample_rate * window_ms / 1000),
+            n_fft=self.window,
             n_mels=n_mels,
             hop_length=hop_ms,
             win_length=window_ms,
         )
-        self.hop, self.centre = int(sample_rate * hop_ms / 1000), 0
-        self.normalize = InputNormalization(norm_type="sentence", epsilon=1e-5)
+        self.centre = 0
+        # `forward` pads instead, so that a stream can do without.
+        self.fbank.compute_STFT.center = False
+        self.normalization = normalization
+        if normalization == "sentence":
+            self.normalize = InputNormalization(norm_type="sentence", epsilon=1e-5)
+        elif normalization == "global":
+            self.normalize = GlobalNormalization(n_mels)
+            self.fbank.compute_fbanks.top_db = math.inf
+        else:
+            raise ValueError(
+                f'normalization is {normalization!r}, must be "sentence" or "global"'
+            )
 
     def output_lengths(self, lengths):
         """Number of frames of signals of `lengths` samples."""
@@ -59,9 +128,12 @@ class LogMel(nn.Module):
         Returns
         -------
         x : torch.Tensor, [B, T, F]
+            Frame i is centred at sample i * hop.
         x_lengths : torch.Tensor, [B], int64
             Frames of each utterance.
         """
-        x = self.fbank(signal)
+        x = self.fbank(nn.functional.pad(signal, (self.window // 2, self.window // 2)))
         x_lengths = self.output_lengths(lengths)
-        return self.normalize(x, x_lengths / x.shape[1]), x_lengths
+        # Half a frame less: SpeechBrain multiplies by T again, and rounding must not add
+        # a frame of padding to the statistics (51 / 101 * 101 is above 51).
+        return self.normalize(x, (x_lengths - 0.5) / x.shape[1]), x_lengths

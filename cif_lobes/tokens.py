@@ -88,6 +88,18 @@ class Tokenizer:
     # The name SpeechBrain's pretrained interfaces call.
     decode_ids = decode
 
+    def pieces(self):
+        """Symbols by id, as list of str; `SPACE` stands before a word's first piece.
+
+        As many as the network has outputs: those that no symbol uses are unknown.
+        """
+        self._load_once()
+        unused = self.vocab_size - self._size
+        return [self._piece(i) for i in range(self._size)] + [SPECIALS[UNK]] * unused
+
+    def _piece(self, index):
+        return self._symbols[index]
+
     @property
     def symbols(self):
         """Spelling of every token, as a list by id."""
@@ -268,6 +280,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _join(self, ids):
         return self._model.decode(ids)
 
+    def _piece(self, index):
+        return self._model.id_to_piece(index)
+
 
 class WordPieceTokenizer(Tokenizer):
     """WordPieces of an uncased BERT (https://arxiv.org/abs/1810.04805) as units.
@@ -318,6 +333,10 @@ class WordPieceTokenizer(Tokenizer):
         text = " ".join(self._symbols[i] for i in ids).replace(" ##", "")
         # "don ' t" is how BERT splits "don't"; scoring wants the word back.
         return text.replace(" ' ", "'")
+
+    def _piece(self, index):
+        piece = self._symbols[index]
+        return piece[2:] if piece.startswith("##") else SPACE + piece
 
 
 def _most_frequent(symbols, vocab_size):

@@ -32,6 +32,7 @@ LIGHT = {
         "cif_lobes.cif_checks",
     },
     "cif_plan": {"torch"},
+    "cif_streaming": {"torch", "cif_lobes.cif_checks", "cif_lobes.cif_plan"},
     "cif_operator": {"torch", "cif_lobes.cif_plan"},
     "losses": {"torch"},
     "multi_teacher": {"torch"},
