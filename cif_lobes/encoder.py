@@ -23,9 +23,6 @@ from speechbrain.lobes.models.transformer.Conformer import (
     ConformerEncoderLayer,
     ConvolutionModule,
 )
-from speechbrain.lobes.models.transformer.TransformerASR import (
-    make_transformer_src_mask,
-)
 from speechbrain.nnet.activations import Swish
 from speechbrain.nnet.attention import RelPosEncXL
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
@@ -281,7 +278,7 @@ class ConformerEncoder(nn.Module):
             chunks = self.chunk_config(number)
             x, _ = layer(
                 x,
-                src_mask=make_transformer_src_mask(x, dynchunktrain_config=chunks),
+                src_mask=_chunk_mask(x, chunks),
                 src_key_padding_mask=padding_mask,
                 pos_embs=positions,
                 dynchunktrain_config=chunks,
@@ -300,6 +297,18 @@ class ConformerEncoder(nn.Module):
 def _padding_mask(x, x_lengths):
     """[B, T], True beyond the end of each utterance."""
     return ~length_to_mask(x_lengths, x.shape[1], dtype=torch.bool)
+
+
+def _chunk_mask(x, chunks):
+    """[T, T], True where the frame of a column is not seen by that of a row.
+
+    SpeechBrain's `make_transformer_src_mask`, whose sum of booleans ONNX does not have.
+    """
+    if chunks is None:
+        return None
+    chunk = torch.arange(x.shape[1], device=x.device) // chunks.chunk_size
+    ahead = chunk - chunk[:, None]
+    return (ahead > 0) | (ahead < -chunks.left_context_size)
 
 
 def max_pool(x, padding_mask):

@@ -2,15 +2,20 @@
 
 import pytest
 import torch
-from conftest import speak, write_corpus
+from conftest import speak, tiny_arguments, train, write_corpus
 from torch.nn import functional
 
 from cif_lobes.cif import CIF
+from cif_lobes.dataio import read_audio
 from cif_lobes.decoder import CIFDecoder
 from cif_lobes.encoder import ConformerEncoder
 from cif_lobes.encoder_streaming import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.export import FireEncoder
 from cif_lobes.features import LogMel
+from cif_lobes.inference import CIFRecognizer
+from cif_lobes.manifest import read_manifest
+from cif_lobes.onnx_export import export_onnx
+from cif_lobes.onnx_inference import OnnxRecognizer
 from cif_lobes.searcher import GreedySearcher
 from cif_lobes.streaming import StreamingRecognizer, main
 from cif_lobes.tokens import CharTokenizer
@@ -244,3 +249,25 @@ def test_command_line(parts, monkeypatch, tmp_path, capsys, trained):
     with pytest.raises(SystemExit):
         main([str(trained), "--csv", str(manifest)])
     assert "cif_mini_streaming.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_trained_run_streams_and_exports(corpus, tmp_path):
+    """The yaml trains; stream, whole utterances and ONNX say the same."""
+    arguments = tiny_arguments(corpus, tmp_path, number_of_epochs=24, chunk_size=4)
+    arguments[0] = arguments[0].replace("cif_mini.yaml", "cif_mini_streaming.yaml")
+    train(arguments)
+    export_onnx(tmp_path / "run", tmp_path / "onnx")
+    utterances = list(read_manifest(corpus[1]))
+    files = [u.wav for u in utterances]
+    whole = CIFRecognizer.from_run(tmp_path / "run").transcribe(files)
+    recognizer = StreamingRecognizer.from_run(tmp_path / "run")
+    onnx = OnnxRecognizer(tmp_path / "onnx")
+    for u, wanted in zip(utterances, whole, strict=True):
+        chunks = read_audio(u.wav, RATE).split(640)
+        tokens = [t for chunk in chunks for t in recognizer.push(chunk)]
+        tokens += recognizer.finish()
+        assert "".join(t.token for t in tokens) == wanted.text
+        assert onnx.transcribe_file(u.wav).text == wanted.text
+    right = sum(u.wrd == t.text for u, t in zip(utterances, whole, strict=True))
+    assert right > len(files) / 2
