@@ -3,8 +3,6 @@
 import math
 import os
 import random
-import shlex
-import sys
 import time
 from importlib.metadata import version
 
@@ -15,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cif_lobes.asr_teachers import read_teachers
+from cif_lobes.cache_building import build_command, is_up_to_date, resumable
 from cif_lobes.dataio import make_dataset
 from cif_lobes.ensemble_cache import PARTS, expand, truncate, utterance_keys
 from cif_lobes.manifest import read_manifest
@@ -62,15 +61,7 @@ def build(hparams, utterances, keys):
     path, top_n = hparams["cache"], hparams["top_n"]
     teachers = read_teachers(hparams["teachers"], hparams["device"])
     identity = _identity(teachers, hparams)
-    if os.path.exists(path) and not hparams["overwrite"]:
-        problems = TeacherCache(path).problems(keys, **identity)
-        if problems:
-            raise ValueError(
-                f"teacher cache {path} is there and is another: {'; '.join(problems)}. "
-                "Keep it and give this one another name with --cache, or replace it "
-                "with --overwrite True"
-            )
-        print(f"{path} is up to date")
+    if is_up_to_date(path, keys, identity, hparams["overwrite"]):
         return
     # Like lengths together; equal ones by id.
     order = sorted(utterances, key=lambda i: (-utterances[i].duration, i))
@@ -85,22 +76,17 @@ def build(hparams, utterances, keys):
     notes = {
         "teacher": [t.path for t in teachers],
         "versions": ", ".join(f"{n} {version(n)}" for n in ("torch", "h5py")),
-        "command": _command().replace(" --overwrite True", ""),
+        "command": build_command(),
     }
     started = time.monotonic()
     arguments = (rows, keys, shape, hparams["dtype"], identity, notes)
     with CacheWriter(
         path, *arguments, hparams["overwrite"], parts=list(PARTS)
     ) as writer:
-        try:
+        with resumable(writer, len(keys), "utterances"):
             for batch in _batches(hparams, order[writer.committed :]):
                 parts = posteriors(teachers, batch, hparams)
                 writer.append(torch.cat([_lay(*p, top_n) for p in parts]), len(parts))
-        except KeyboardInterrupt:
-            sys.exit(
-                f"stopped; {writer.committed:,} of {len(keys):,} utterances are kept in "
-                f"{writer.partial}. Go on with:\n  {_command()}"
-            )
         writer.finish()
     print(f"{path}: {time.monotonic() - started:.0f} s")
     print("\n".join(describe(TeacherCache(path))))
@@ -316,8 +302,3 @@ def _batches(hparams, ids):
         collate_fn=PaddedBatch,
     )
     return tqdm(loader, unit=" batches", disable=None)
-
-
-def _command():
-    """This command line, for messages that name the next one."""
-    return shlex.join(["python", *sys.argv])

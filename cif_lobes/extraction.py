@@ -2,7 +2,6 @@
 
 import os
 import random
-import shlex
 import sys
 import time
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from cif_lobes import ensemble_extraction, speech_cache
+from cif_lobes.cache_building import build_command, is_up_to_date, resumable
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
@@ -100,15 +100,7 @@ def build(hparams, texts):
     path, tokenizer = hparams["cache"], hparams["tokenizer"]
     teacher = TextTeacher(hparams["teacher"], hparams["layer"], hparams["device"])
     identity = _identity(teacher, hparams)
-    if os.path.exists(path) and not hparams["overwrite"]:
-        problems = TeacherCache(path).problems(texts, **identity)
-        if problems:
-            raise ValueError(
-                f"teacher cache {path} is there and is another: {'; '.join(problems)}. "
-                "Keep it and give this one another name with --cache, or replace it "
-                "with --overwrite True"
-            )
-        print(f"{path} is up to date")
+    if is_up_to_date(path, texts, identity, hparams["overwrite"]):
         return
 
     utterance_of = {text: utt_id for utt_id, text in reversed(texts.items())}
@@ -116,7 +108,7 @@ def build(hparams, texts):
     notes = {
         "teacher": teacher.source,
         "versions": ", ".join(f"{name} {version(name)}" for name in VERSIONS_OF),
-        "command": _command().replace(" --overwrite True", ""),
+        "command": build_command(),
     }
     started = time.monotonic()
     with CacheWriter(
@@ -129,13 +121,8 @@ def build(hparams, texts):
         notes,
         hparams["overwrite"],
     ) as writer:
-        try:
+        with resumable(writer, len(aligned), "texts"):
             encode(teacher, aligned, writer, hparams["batch_tokens"])
-        except KeyboardInterrupt:
-            sys.exit(
-                f"stopped; {writer.committed:,} of {len(aligned):,} texts are kept in "
-                f"{writer.partial}. Go on with:\n  {_command()}"
-            )
         writer.finish()
     print(
         f"{path}: {len(texts):,} utterances, {len(aligned):,} distinct texts, "
@@ -243,8 +230,3 @@ def _identity(teacher, hparams):
         "text_normalization": hparams["tokenizer"].language,
         "dtype": hparams["dtype"],
     }
-
-
-def _command():
-    """This command line, for messages that name the next one."""
-    return shlex.join(["python", *sys.argv])

@@ -5,9 +5,6 @@ twelve layers of 100 hours take 332 GB in float16, three take 83 GB. What is cac
 belongs to whole, unchanged waveforms, which are what `fithubert_brain` trains on.
 """
 
-import os
-import shlex
-import sys
 import time
 
 import soundfile
@@ -15,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from cif_lobes.cache_building import build_command, is_up_to_date, resumable
 from cif_lobes.dataio import read_audio
 from cif_lobes.fithubert import num_frames
 from cif_lobes.manifest import read_manifest
@@ -51,15 +49,7 @@ def build(hparams):
     utterances = sorted(utterances.values(), key=lambda u: (-u.duration, u.id))
     keys = {u.id: _key(u) for u in utterances}
     identity = {"teacher_weights": teacher.weights_hash, "layers": layers}
-    if os.path.exists(path) and not hparams["overwrite"]:
-        problems = TeacherCache(path).problems(keys, **identity)
-        if problems:
-            raise ValueError(
-                f"teacher cache {path} is there and is another: {'; '.join(problems)}. "
-                "Keep it and give this one another name with --cache, or replace it "
-                "with --overwrite True"
-            )
-        print(f"{path} is up to date")
+    if is_up_to_date(path, keys, identity, hparams["overwrite"]):
         return
     frames = {
         keys[u.id]: _count_frames(u.wav, hparams["sample_rate"], teacher)
@@ -68,7 +58,6 @@ def build(hparams):
     total, state = sum(frames.values()), len(layers) * teacher.width
     size = total * state * DTYPES[hparams["dtype"]][0].itemsize
     print(f"{path}: {total:,} frames, layers {layers}: {size / 1e9:.2f} GB", flush=True)
-    command = shlex.join(["python", *sys.argv])
     with CacheWriter(
         path,
         frames,
@@ -78,18 +67,13 @@ def build(hparams):
         identity,
         {
             "teacher": str(hparams["teacher"]),
-            "command": command.replace(" --overwrite True", ""),
+            "command": build_command(),
         },
         hparams["overwrite"],
     ) as writer:
         started = time.monotonic()
-        try:
+        with resumable(writer, len(keys), "utterances"):
             _encode(teacher, layers, utterances, writer, hparams)
-        except KeyboardInterrupt:
-            sys.exit(
-                f"stopped; {writer.committed:,} of {len(keys):,} utterances are kept "
-                f"in {writer.partial}. Go on with:\n  {command}"
-            )
         writer.finish()
     print(f"{path}: {len(keys):,} utterances, {time.monotonic() - started:.0f} s")
 
