@@ -14,17 +14,10 @@ from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.asr_teachers import read_parameters
 from cif_lobes.ctc_attention import predict
-from cif_lobes.dataio import check_tokens, make_dataset
+from cif_lobes.dataio import make_dataset
 from cif_lobes.distillation import used_modules
 from cif_lobes.ensemble_cache import open_ensemble_cache
-from cif_lobes.experiment import (
-    add_model,
-    finish,
-    fit,
-    fit_tokenizer,
-    score,
-    start,
-)
+from cif_lobes.experiment import assemble, fit_tokenizer, start, train_and_score
 from cif_lobes.losses import label_smoothed_ce
 from cif_lobes.multi_teacher import (
     attention_distillation,
@@ -159,28 +152,15 @@ def run(hparams_file, run_opts, overrides, prepare):
     if hparams.get("kd_weight") and not run_opts.get("test_only"):
         open_ensemble_cache(hparams, manifests["train"]).teach(datasets["train"])
     brain = make_brain(hparams, run_opts)
-    for name in ("train", "valid"):
-        check_tokens(datasets[name], tokenizer, brain.count_frames, name)
-    fit(brain, hparams_file, hparams, datasets)
-    tests = {n: d for n, d in datasets.items() if n != "train"}
-    results = score(brain, hparams, tests)
-    finish()
-    return results
+    return train_and_score(brain, hparams_file, hparams, datasets)
 
 
 def make_brain(hparams, run_opts):
     """The Brain of a loaded yaml, with pretrained weights if it asks for them."""
-    modules = used_modules(hparams)
-    add_model(hparams, modules)
+    brain = assemble(CTCAttentionBrain, hparams, run_opts, used_modules(hparams))
     if hparams.get("pretrain"):
         load_pretrained(hparams["model"], hparams["pretrain_st_dir"])
-    return CTCAttentionBrain(
-        modules=modules,
-        opt_class=hparams["optimizer"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
+    return brain
 
 
 def load_pretrained(model, folder):

@@ -69,8 +69,29 @@ def run(hparams_file, run_opts, overrides, prepare):
         for name, path in manifests.items()
     }
     brain = make_brain(hparams, run_opts)
+    return train_and_score(brain, hparams_file, hparams, datasets)
+
+
+def train_and_score(brain, hparams_file, hparams, datasets):
+    """What a recogniser's run does once its data and Brain are made.
+
+    Arguments
+    ---------
+    brain : cif_lobes.recognizer_brain.RecognizerBrain
+    hparams_file : str
+        The recipe's yaml, for the run record.
+    hparams : dict
+        The loaded yaml.
+    datasets : dict of str to DynamicItemDataset
+        "train", "valid" and the test sets.
+
+    Returns
+    -------
+    dict
+        Summary of each set but "train", by name.
+    """
     for name in ("train", "valid"):
-        check_tokens(datasets[name], tokenizer, brain.count_frames, name)
+        check_tokens(datasets[name], hparams["tokenizer"], brain.count_frames, name)
     fit(brain, hparams_file, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
     results = score(brain, hparams, tests)
@@ -137,22 +158,40 @@ def finish():
 
 def make_brain(hparams, run_opts):
     """The Brain of a loaded yaml; heads whose loss weighs nothing are left out."""
-    modules = used_modules(hparams)
-    add_model(hparams, modules)
-    return CIFBrain(
+    return assemble(CIFBrain, hparams, run_opts, used_modules(hparams))
+
+
+def assemble(brain_class, hparams, run_opts, modules, **kwargs):
+    """A Brain from a loaded yaml, to which the run record and the model are added.
+
+    Arguments
+    ---------
+    brain_class : type
+        A `cif_lobes.training_brain.TrainingBrain`.
+    hparams : dict
+        The loaded yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    modules : dict of str to torch.nn.Module
+        What checkpoints hold.
+    **kwargs
+        The Brain's own arguments.
+
+    Returns
+    -------
+    TrainingBrain
+    """
+    hparams["record"] = RunRecord(hparams["output_folder"])
+    hparams["model"] = torch.nn.ModuleDict(modules)
+    hparams["checkpointer"].add_recoverable("model", hparams["model"])
+    return brain_class(
         modules=modules,
         opt_class=hparams["optimizer"],
         hparams=hparams,
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
+        **kwargs,
     )
-
-
-def add_model(hparams, modules):
-    """Add to a loaded yaml its run record, and the modules as what checkpoints hold."""
-    hparams["record"] = RunRecord(hparams["output_folder"])
-    hparams["model"] = torch.nn.ModuleDict(modules)
-    hparams["checkpointer"].add_recoverable("model", hparams["model"])
 
 
 def fit(brain, hparams_file, hparams, datasets):

@@ -14,7 +14,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 
 from cif_lobes.dataio import read_audio
-from cif_lobes.experiment import add_model, finish, fit, start
+from cif_lobes.experiment import assemble, finish, fit, start
 from cif_lobes.losses import regression_distillation
 from cif_lobes.manifest import read_manifest
 from cif_lobes.speech_cache import open_speech_cache
@@ -174,14 +174,8 @@ def run(hparams_file, run_opts, overrides, prepare):
 
 def make_brain(hparams, run_opts, teacher):
     """The Brain of a loaded yaml."""
-    add_model(hparams, hparams["modules"])
-    return FitHuBERTBrain(
-        teacher,
-        modules=hparams["modules"],
-        opt_class=hparams["optimizer"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
+    return assemble(
+        FitHuBERTBrain, hparams, run_opts, hparams["modules"], teacher=teacher
     )
 
 

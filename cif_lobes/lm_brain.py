@@ -8,7 +8,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from torch import Tensor
 
 from cif_lobes.experiment import (
-    add_model,
+    assemble,
     finish,
     fit_batches,
     keep_tokenizer,
@@ -100,14 +100,7 @@ def run(hparams_file, run_opts, overrides):
                 f"{text.oov_rate:.2f} % unknown"
             )
     run_on_main(keep_tokenizer, args=[hparams])
-    add_model(hparams, hparams["modules"])
-    brain = LanguageModelBrain(
-        modules=hparams["modules"],
-        opt_class=hparams["optimizer"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
+    brain = assemble(LanguageModelBrain, hparams, run_opts, hparams["modules"])
     valid_options = loader_options(texts["valid"], hparams["batch_tokens"])
     fit_batches(
         brain,
