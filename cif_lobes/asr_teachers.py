@@ -9,7 +9,7 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
 from cif_lobes.ctc_attention import predict
-from cif_lobes.export import average_parameters
+from cif_lobes.pretrained import read_parameters, run_folder
 
 NETWORK = ("features", "encoder", "ctc_head", "embedding", "decoder", "seq_head")
 
@@ -45,7 +45,7 @@ class ASRTeacher(torch.nn.Module):
     def __init__(self, path, device="cpu"):
         super().__init__()
         self.path = str(path)
-        run = _run_folder(path)
+        run = run_folder(path)
         parameters = read_parameters(path)
         if "ctc_head.weight" not in parameters:
             raise ValueError(
@@ -147,40 +147,6 @@ def read_teachers(path, device="cpu"):
     if not teachers:
         raise ValueError(f"{path} lists no teacher: one run folder a line is expected")
     return teachers
-
-
-def read_parameters(path):
-    """Parameters of a run's network: of one checkpoint, or averaged as its yaml says.
-
-    Arguments
-    ---------
-    path : str
-        As in `ASRTeacher`.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-    """
-    path, run = pathlib.Path(path), _run_folder(path)
-    if path != run:
-        checkpoint = path if path.name == "model.ckpt" else path / "model.ckpt"
-        return torch.load(checkpoint, map_location="cpu")
-    settings = YAML(typ="rt").load(run / "hyperparams.yaml")
-    return average_parameters(
-        run / "save", settings["average"], settings["num_checkpoints"]
-    )[0]
-
-
-def _run_folder(path):
-    """The run that a path names, or lies in."""
-    path = pathlib.Path(path)
-    for folder in (path, *path.parents[:3]):
-        if (folder / "hyperparams.yaml").exists() and path.exists():
-            return folder
-    raise FileNotFoundError(
-        f"{path} is neither a run folder nor a checkpoint of one: correct the path, or "
-        "train this teacher first"
-    )
 
 
 def _hash(parameters):

@@ -12,7 +12,6 @@ import speechbrain as sb
 from speechbrain.nnet.losses import ctc_loss
 from speechbrain.utils.distributed import run_on_main
 
-from cif_lobes.asr_teachers import read_parameters
 from cif_lobes.ctc_attention import predict
 from cif_lobes.dataio import make_dataset
 from cif_lobes.distillation import used_modules
@@ -24,6 +23,7 @@ from cif_lobes.multi_teacher import (
     ctc_distillation,
     teacher_weights,
 )
+from cif_lobes.pretrained import read_parameters, take_parameters
 from cif_lobes.recognizer_brain import RecognizerBrain
 from cif_lobes.scoring import ErrorRate
 
@@ -152,47 +152,17 @@ def run(hparams_file, run_opts, overrides, prepare):
     if hparams.get("kd_weight") and not run_opts.get("test_only"):
         open_ensemble_cache(hparams, manifests["train"]).teach(datasets["train"])
     brain = make_brain(hparams, run_opts)
+    if hparams.get("pretrain") and not run_opts.get("test_only"):
+        folder = hparams["pretrain_st_dir"]
+        take_parameters(
+            hparams["model"],
+            read_parameters(folder),
+            HEADS,
+            f"pretrain_st_dir {folder}",
+        )
     return train_and_score(brain, hparams_file, hparams, datasets)
 
 
 def make_brain(hparams, run_opts):
-    """The Brain of a loaded yaml, with pretrained weights if it asks for them."""
-    brain = assemble(CTCAttentionBrain, hparams, run_opts, used_modules(hparams))
-    if hparams.get("pretrain"):
-        load_pretrained(hparams["model"], hparams["pretrain_st_dir"])
-    return brain
-
-
-def load_pretrained(model, folder):
-    """Take the weights of a trained network, all but its two heads'.
-
-    Arguments
-    ---------
-    model : torch.nn.ModuleDict
-        Changed in place.
-    folder : str
-        Output folder of a run (its checkpoints are averaged), or one checkpoint.
-
-    Raises
-    ------
-    ValueError
-        If the networks are not alike.
-    """
-    parameters = read_parameters(folder)
-    taken = {k: v for k, v in parameters.items() if k.split(".")[0] not in HEADS}
-    ours = {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in HEADS}
-    unlike = [
-        k for k in ours.keys() | taken.keys() if _shape(ours, k) != _shape(taken, k)
-    ]
-    if unlike:
-        name = min(unlike)
-        raise ValueError(
-            f"pretrain_st_dir {folder}: {len(unlike):,} of {len(ours):,} weights do not "
-            f"fit, first {name}, {_shape(taken, name)} there, {_shape(ours, name)} here: "
-            "its yaml has another network. Give this one the same widths and rnn_type"
-        )
-    model.load_state_dict(taken, strict=False)
-
-
-def _shape(parameters, name):
-    return list(parameters[name].shape) if name in parameters else "none"
+    """The Brain of a loaded yaml."""
+    return assemble(CTCAttentionBrain, hparams, run_opts, used_modules(hparams))

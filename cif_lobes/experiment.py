@@ -25,6 +25,7 @@ from cif_lobes.dataio import (
 )
 from cif_lobes.distillation import open_cache, used_modules
 from cif_lobes.manifest import read_manifest
+from cif_lobes.pretrained import start_from
 from cif_lobes.run_record import RunRecord
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.validation import prepare_own_data
@@ -69,6 +70,10 @@ def run(hparams_file, run_opts, overrides, prepare):
         for name, path in manifests.items()
     }
     brain = make_brain(hparams, run_opts)
+    # A run that goes on has checkpoints of its own.
+    begins = learning and not hparams["checkpointer"].list_checkpoints()
+    if begins and hparams.get("init_from"):
+        start_from(hparams["model"], hparams["init_from"], tokenizer)
     return train_and_score(brain, hparams_file, hparams, datasets)
 
 

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from cif_lobes import ensemble_extraction, extraction
 from cif_lobes.asr_teachers import ASRTeacher, read_teachers
 from cif_lobes.ctc_attention import CRDNNEncoder
-from cif_lobes.ctc_attention_brain import load_pretrained
 from cif_lobes.dataio import make_dataset
 from cif_lobes.ensemble_cache import EnsembleCache, open_ensemble_cache, truncate
 from cif_lobes.manifest import read_manifest
@@ -235,18 +234,6 @@ def test_greedy_hypotheses_do_not_depend_on_the_batch(corpus, ensemble):
     together = hparams["searcher"](encoded, lengths / 12)[0]
     alone = hparams["searcher"](encoded[1:, :5], torch.ones(1))[0]
     assert together[1][:5] == alone[0][:5]
-
-
-def test_pretrained_weights_but_for_the_heads(corpus, ensemble):
-    model = torch.nn.ModuleDict(load_student(corpus, ensemble, seed=7)["modules"])
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    load_pretrained(model, ensemble / "teacher1")
-    teacher = ASRTeacher(ensemble / "teacher1").network.state_dict()
-    for name, value in model.state_dict().items():
-        head = name.split(".")[0] in ("ctc_head", "seq_head")
-        assert torch.equal(value, before[name] if head else teacher[name]), name
-    with pytest.raises(ValueError, match="pretrain_st_dir .*teacher2.*do not fit"):
-        load_pretrained(model, ensemble / "teacher2")
 
 
 def test_manifest_ids_are_the_keys(corpus, ensemble):

@@ -1,0 +1,137 @@
+"""Start a network from the parameters of one that was trained before."""
+
+import logging
+import pathlib
+
+import torch
+from ruamel.yaml import YAML
+
+from cif_lobes.export import average_parameters
+
+logger = logging.getLogger(__name__)
+
+TOKENS = ("decoder", "ctc_head")  # modules of a CIF recogniser that know its vocabulary
+TEACHERS = ("acd_head", "lrd_head")  # those that know a teacher
+
+
+def start_from(model, run, tokenizer):
+    """Give a CIF recogniser the parameters of a trained one.
+
+    Features, encoder and CIF must fit. Decoder and CTC head are taken along if both runs
+    have the same vocabulary; else they learn anew, as the heads of a teacher always do.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    run : str
+        Output folder of a run (its checkpoints are averaged), or one checkpoint of it.
+    tokenizer : cif_lobes.tokens.Tokenizer
+        The vocabulary of `model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run or checkpoint.
+    ValueError
+        If a module that is to be taken does not fit.
+    """
+    folder = run_folder(run)
+    settings = YAML(typ="rt").load(folder / "hyperparams.yaml")
+    vocabulary = folder / pathlib.Path(settings["tokenizer"]["path"]).name
+    same = vocabulary.read_bytes() == tokenizer.path.read_bytes()
+    parameters = read_parameters(run)
+    there = {name.split(".")[0] for name in parameters}
+    fresh = {*TEACHERS, *(() if same else TOKENS)}
+    # Heads that only one of the two runs has.
+    fresh |= {"ctc_head"} - (there & set(model))
+    taken = take_parameters(model, parameters, fresh, f"init_from {run}")
+    anew = sorted(set(model) - taken)
+    logger.info(
+        f"parameters of {', '.join(sorted(taken))} from {run}"
+        + (f"; {', '.join(anew)} learn anew" if anew else "")
+    )
+
+
+def take_parameters(model, parameters, fresh, source):
+    """Copy parameters into a network, but for some of its modules.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    parameters : dict of str to torch.Tensor
+        Of a whole network.
+    fresh : iterable of str
+        Names of modules to leave as they are.
+    source : str
+        Setting and folder, for the error.
+
+    Returns
+    -------
+    set of str
+        Names of the modules that were given parameters.
+
+    Raises
+    ------
+    ValueError
+        If the other modules are not alike.
+    """
+    taken = {k: v for k, v in parameters.items() if k.split(".")[0] not in fresh}
+    ours = {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in fresh}
+    unlike = [
+        k for k in ours.keys() | taken.keys() if _shape(ours, k) != _shape(taken, k)
+    ]
+    if unlike:
+        name = min(unlike)
+        raise ValueError(
+            f"{source}: {len(unlike):,} of {len(ours):,} weights do not fit, first "
+            f"{name}, {_shape(taken, name)} there, {_shape(ours, name)} here: its yaml "
+            "has another network. Give this one the same sizes"
+        )
+    model.load_state_dict(taken, strict=False)
+    return {name.split(".")[0] for name in taken}
+
+
+def read_parameters(path):
+    """Parameters of a run's network: of one checkpoint, or averaged as its yaml says.
+
+    Arguments
+    ---------
+    path : str
+        Output folder of a run, or one checkpoint of it (`.../save/CKPT+...`, or the
+        `model.ckpt` in it).
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run or checkpoint.
+    """
+    path, run = pathlib.Path(path), run_folder(path)
+    if path != run:
+        checkpoint = path if path.name == "model.ckpt" else path / "model.ckpt"
+        return torch.load(checkpoint, map_location="cpu")
+    settings = YAML(typ="rt").load(run / "hyperparams.yaml")
+    return average_parameters(
+        run / "save", settings["average"], settings["num_checkpoints"]
+    )[0]
+
+
+def run_folder(path):
+    """The run that a path names, or lies in; see `read_parameters`."""
+    path = pathlib.Path(path)
+    for folder in (path, *path.parents[:3]):
+        if (folder / "hyperparams.yaml").exists() and path.exists():
+            return folder
+    raise FileNotFoundError(
+        f"{path} is neither a run folder nor a checkpoint of one: correct the path, or "
+        "train it first"
+    )
+
+
+def _shape(parameters, name):
+    return list(parameters[name].shape) if name in parameters else "none"

@@ -1,0 +1,111 @@
+"""Training that starts from the parameters of another run."""
+
+import pytest
+import torch
+from conftest import last_checkpoint, tiny_arguments, train
+from hyperpyyaml import load_hyperpyyaml
+from tiny_asr import make_run
+
+from cif_lobes.ctc_attention_brain import HEADS
+from cif_lobes.experiment import load_run
+from cif_lobes.pretrained import (
+    read_parameters,
+    run_folder,
+    start_from,
+    take_parameters,
+)
+from cif_lobes.tokens import CharTokenizer
+
+
+@pytest.fixture
+def network(trained):
+    """Model of random parameters, and vocabulary, of a run."""
+    _, hparams = load_run(trained)
+    return hparams["model"], hparams["tokenizer"]
+
+
+def changed(model, before):
+    """Modules whose parameters are not what they were."""
+    after = model.state_dict()
+    return {k.split(".")[0] for k in after if not torch.equal(after[k], before[k])}
+
+
+def copy_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_all_of_it_is_taken(trained, network):
+    model, tokenizer = network
+    start_from(model, trained, tokenizer)
+    for name, value in read_parameters(trained).items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_one_checkpoint_will_do(trained, network):
+    model, tokenizer = network
+    start_from(model, max(trained.glob("save/CKPT*")), tokenizer)
+    expected = last_checkpoint(trained)
+    for name, value in model.state_dict().items():
+        assert torch.equal(expected[name], value), name
+
+
+def test_with_another_vocabulary_the_tokens_learn_anew(trained, network, tmp_path):
+    model, _ = network
+    before = copy_of(model)
+    start_from(model, trained, CharTokenizer(tmp_path / "c", 8, "zh").fit(["wxyz"]))
+    assert changed(model, before) == {"encoder", "cif"}
+
+
+def test_the_heads_of_a_teacher_learn_anew(trained, network):
+    model, tokenizer = network
+    model["acd_head"] = torch.nn.Linear(32, 4)
+    del model["ctc_head"]
+    before = copy_of(model)
+    start_from(model, trained, tokenizer)
+    assert changed(model, before) == {"encoder", "cif", "decoder"}
+
+
+def test_another_network_is_refused(trained, network):
+    model, tokenizer = network
+    model["cif"] = torch.nn.Linear(2, 2)
+    before = copy_of(model)
+    with pytest.raises(ValueError, match="init_from .*do not fit, first cif"):
+        start_from(model, trained, tokenizer)
+    assert not changed(model, before)
+
+
+def test_no_run_is_refused(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="neither a run folder nor a checkpoint"
+    ):
+        run_folder(tmp_path / "typo")
+
+
+def test_a_recogniser_starts_from_a_run(corpus, trained, tmp_path):
+    """It begins where the other ended; going on, it does not begin again."""
+    settings = {"init_from": trained, "number_of_epochs": 1}
+    arguments = tiny_arguments(corpus, tmp_path, **settings)
+    done = train(arguments)
+    log = done.stderr + (tmp_path / "run/log.txt").read_text()
+    assert "parameters of cif, ctc_head, decoder, encoder" in log
+    arguments += ["--number_of_epochs", "2", "--init_from", str(tmp_path / "gone")]
+    train(arguments)
+
+
+def test_a_ctc_attention_student_keeps_its_heads(corpus, tmp_path):
+    model = torch.nn.ModuleDict(read_model(make_run(corpus, tmp_path, 7)))
+    teacher = make_run(corpus, tmp_path, 1)
+    before, parameters = copy_of(model), read_parameters(teacher)
+    take_parameters(model, parameters, HEADS, "here")
+    for name, value in model.state_dict().items():
+        head = name.split(".")[0] in HEADS
+        assert torch.equal(value, before[name] if head else parameters[name]), name
+    wide = make_run(corpus, tmp_path, 2, rnn_neurons=48)
+    with pytest.raises(ValueError, match="here.*do not fit"):
+        take_parameters(model, read_parameters(wide), HEADS, "here")
+
+
+def read_model(run):
+    """Modules of a run of random parameters."""
+    with open(run / "hyperparams.yaml") as file:
+        return load_hyperpyyaml(file)["modules"]
