@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_module
 
+from cif_lobes import significance
 from cif_lobes.scoring import ErrorRate
 
 tool = load_module(ROOT / "tools/compare_runs.py")
@@ -24,7 +25,7 @@ def write(folder, hypotheses, references=REFERENCES):
 
 def test_it_reads_what_scoring_writes(tmp_path):
     run = write(tmp_path / "run", ["abxd", "abcde", "", "xy"])
-    assert tool.read_errors(run, "test") == {
+    assert significance.read_errors(run, "test") == {
         "utt-0": (1, 4),
         "utt-1": (0, 5),
         "utt-2": (1, 1),
@@ -34,20 +35,22 @@ def test_it_reads_what_scoring_writes(tmp_path):
 
 def test_seeds_are_averaged_by_utterance(tmp_path):
     runs = [
-        tool.read_errors(write(tmp_path / name, hypotheses), "test")
+        significance.read_errors(write(tmp_path / name, hypotheses), "test")
         for name, hypotheses in {
             "a": ["abxd", "abcde", "a", ""],
             "b": ["abxx", "abcde", "", ""],
         }.items()
     ]
-    edits, lengths = tool.mean_errors(runs, [f"utt-{i}" for i in range(4)])
+    edits, lengths = significance.mean_errors(runs, [f"utt-{i}" for i in range(4)])
     assert edits.tolist() == [1.5, 0, 0.5, 0] and lengths.tolist() == [4, 5, 1, 0]
 
 
 def test_rates_and_interval_by_hand():
     """One error fewer in every utterance of ten: no resample can say otherwise."""
     lengths = np.full(50, 10)
-    result = tool.compare((np.full(50, 2.0), lengths), (np.full(50, 3.0), lengths), 500)
+    result = significance.compare(
+        (np.full(50, 2.0), lengths), (np.full(50, 3.0), lengths), 500
+    )
     assert result["ours"] == 20 and result["baseline"] == 30
     assert result["difference"] == result["low"] == result["high"] == -10
     assert result["relative"] == pytest.approx(-1 / 3) and result["better"] == 1
@@ -58,13 +61,13 @@ def test_the_interval_is_that_of_a_mean():
     generator = np.random.default_rng(1)
     lengths = np.full(400, 10)
     ours, baseline = generator.poisson(2, 400), generator.poisson(2.2, 400)
-    result = tool.compare((ours, lengths), (baseline, lengths), 4000)
+    result = significance.compare((ours, lengths), (baseline, lengths), 4000)
     difference = 10.0 * (ours - baseline)
     error = difference.std() / 20
     assert result["difference"] == pytest.approx(difference.mean())
     assert result["low"] == pytest.approx(difference.mean() - 1.96 * error, abs=0.3)
     assert result["high"] == pytest.approx(difference.mean() + 1.96 * error, abs=0.3)
-    again = tool.compare((ours, lengths), (baseline, lengths), 4000)
+    again = significance.compare((ours, lengths), (baseline, lengths), 4000)
     assert again == result
 
 

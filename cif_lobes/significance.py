@@ -1,0 +1,130 @@
+"""Is one row better than another, or were the utterances kind to it? A paired bootstrap.
+
+Utterances are drawn with replacement, the same ones for both rows, and the difference of
+the error rates is computed each time (Bisani and Ney, ICASSP 2004). The errors of several
+runs of a row, with other seeds, are added up utterance by utterance.
+"""
+
+import pathlib
+import re
+
+import numpy as np
+from scipy.stats import bootstrap
+
+# Head of an utterance in SpeechBrain's alignment files.
+SCORE = re.compile(r"^(\S+), %WER \S+ \[ (\d+) / (\d+), .*$", re.MULTILINE)
+
+
+def read_errors(run, split):
+    """Edits and reference length of every utterance of a scored set.
+
+    Arguments
+    ---------
+    run : str
+        Run folder.
+    split : str
+        Name of the set, as in errors_<split>.txt.
+
+    Returns
+    -------
+    dict of str to (int, int)
+        By utterance id.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the set has not been scored.
+    """
+    path = pathlib.Path(run) / f"errors_{split}.txt"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist. Make it with: python evaluate.py {run} --split {split}"
+        )
+    text = path.read_text(encoding="utf-8")
+    return {uid: (int(edits), int(of)) for uid, edits, of in SCORE.findall(text)}
+
+
+def compare_runs(ours, baseline, split, resamples=10_000):
+    """Paired bootstrap between two rows; see `compare`.
+
+    Arguments
+    ---------
+    ours, baseline : list of str
+        Run folders of each row, one per seed.
+    split : str
+        Scored set.
+    resamples : int
+
+    Returns
+    -------
+    dict
+        Of `compare`, and the number of `utterances`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a run was not scored on the set.
+    ValueError
+        If two runs were scored on different utterances.
+    """
+    errors = [read_errors(run, split) for run in (*ours, *baseline)]
+    for run, scored in zip((*ours, *baseline), errors, strict=True):
+        if scored.keys() != errors[0].keys():
+            raise ValueError(
+                f"{run} was scored on other utterances than {ours[0]}: {len(scored)} and "
+                f"{len(errors[0])}. Score both with evaluate.py"
+            )
+    ids = sorted(errors[0])
+    rows = errors[: len(ours)], errors[len(ours) :]
+    result = compare(*(mean_errors(row, ids) for row in rows), resamples)
+    return {**result, "utterances": len(ids)}
+
+
+def mean_errors(runs, ids):
+    """Edits, mean over the runs, and reference lengths: two arrays [utterances]."""
+    edits = np.mean([[run[uid][0] for uid in ids] for run in runs], axis=0)
+    return edits, np.array([runs[0][uid][1] for uid in ids])
+
+
+def compare(ours, baseline, resamples=10_000, seed=0):
+    """Paired bootstrap of the difference of two error rates.
+
+    Arguments
+    ---------
+    ours, baseline : tuple of numpy.ndarray, [utterances]
+        Edits and reference lengths, see `mean_errors`.
+    resamples : int
+    seed : int
+
+    Returns
+    -------
+    dict
+        Rates `ours`, `baseline` and their `difference` in %, its 95 % interval `low` to
+        `high`, `relative` difference, and the share of resamples in which ours is
+        `better`.
+    """
+    (edits, lengths), (base_edits, _) = ours, baseline
+
+    def difference(a, b, n, axis=-1):
+        return 100 * (a.sum(axis) - b.sum(axis)) / n.sum(axis)
+
+    drawn = bootstrap(
+        (edits, base_edits, lengths),
+        difference,
+        paired=True,
+        n_resamples=resamples,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    rate, base_rate = (100 * e.sum() / lengths.sum() for e in (edits, base_edits))
+    return {
+        "ours": rate,
+        "baseline": base_rate,
+        "difference": rate - base_rate,
+        "relative": rate / base_rate - 1,
+        "low": drawn.confidence_interval.low,
+        "high": drawn.confidence_interval.high,
+        "better": (drawn.bootstrap_distribution < 0).mean(),
+        "resamples": resamples,
+    }
