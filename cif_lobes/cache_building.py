@@ -1,6 +1,7 @@
 """What every build of a teacher cache does, whatever the teacher."""
 
 import contextlib
+import math
 import os
 import shlex
 import sys
@@ -73,3 +74,55 @@ def resumable(writer, total, units):
             f"stopped; {writer.committed:,} of {total:,} {units} are kept in "
             f"{writer.partial}. Go on with:\n  {this_command()}"
         )
+
+
+def check_sample(cache, total, differences, tolerance, unit, scale=""):
+    """Compare what was computed again with what is stored, and say so.
+
+    Arguments
+    ---------
+    cache : TeacherCache
+    total : int
+        Utterances of the manifests, all found in the cache.
+    differences : iterable of (str, float)
+        Utterance id and largest difference of each that was computed again.
+    tolerance : float
+        What rounding may do.
+    unit, scale : str
+        What differs, and relative to what, in words.
+
+    Raises
+    ------
+    ValueError
+        If a difference is larger, or no number.
+    """
+    found = [(math.inf if math.isnan(d) else d, utt_id) for utt_id, d in differences]
+    worst, worst_id = max(found)
+    if worst > tolerance:
+        raise ValueError(
+            f"teacher cache {cache.path}: {unit} of utterance {worst_id} differs by "
+            f"{worst:.3g}{scale} from the teacher's, at most {tolerance:g} is rounding: the "
+            f"file is damaged. Run: {cache.build_command} --overwrite True"
+        )
+    print(
+        f"{cache.path}: {total:,} of {total:,} utterances; {len(found):,} computed "
+        f"again, {unit} differs by {worst:.2g}{scale} at most ({worst_id})"
+    )
+
+
+def relative_error(states, expected):
+    """Largest distance of two states, relative to the expected one's length.
+
+    Arguments
+    ---------
+    states, expected : torch.Tensor, [U, ..., H]
+
+    Returns
+    -------
+    float
+        Infinite if their shapes differ.
+    """
+    if states.shape != expected.shape:
+        return math.inf
+    distance = (states - expected).norm(dim=-1)
+    return (distance / expected.norm(dim=-1).clamp(min=1e-12)).max().item()

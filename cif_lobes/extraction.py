@@ -2,7 +2,6 @@
 
 import os
 import random
-import sys
 import time
 from importlib.metadata import version
 
@@ -10,7 +9,13 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from cif_lobes import ensemble_extraction, speech_cache
-from cif_lobes.cache_building import build_command, is_up_to_date, resumable
+from cif_lobes.cache_building import (
+    build_command,
+    check_sample,
+    is_up_to_date,
+    relative_error,
+    resumable,
+)
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
@@ -43,9 +48,7 @@ def run(verb, hparams_file, run_opts, overrides):
         ensemble_extraction.run(verb, hparams)
         return
     if "layers" in hparams:
-        if verb != "build":
-            sys.exit(f"{verb} is for text teachers; training checks a speech teacher's")
-        speech_cache.build(hparams)
+        speech_cache.run(verb, hparams)
         return
     tokenizer = hparams["tokenizer"]
     texts = read_texts(hparams["manifests"], tokenizer.normalize)
@@ -191,33 +194,23 @@ def verify(hparams, texts):
 
     sample = random.sample(list(texts), min(SAMPLE, len(texts)))
     utterance_of = {texts[utt_id]: utt_id for utt_id in sample}
-    worst, worst_id = 0.0, sample[0]
-    for batch in token_batches(
-        teacher.align(utterance_of, hparams["tokenizer"]), hparams["batch_tokens"]
-    ):
-        states = teacher(batch).cpu().split([len(a.ranges) for a in batch])
-        for a, expected in zip(batch, states, strict=True):
-            error = _relative_error(cache[a.utt_id].float(), expected)
-            if not error <= worst:  # also true of NaN
-                worst, worst_id = error, a.utt_id
-    if not worst <= TOLERANCE:
-        raise ValueError(
-            f"teacher cache {cache.path}: a state of utterance {worst_id} differs by "
-            f"{worst:.1%} from the teacher's, at most {TOLERANCE:.0%} is rounding: the "
-            f"file is damaged. Run: {cache.build_command} --overwrite True"
-        )
-    print(
-        f"{cache.path}: {len(texts):,} of {len(texts):,} utterances; {len(sample):,} "
-        f"computed again, largest difference {worst:.3%} of a state ({worst_id})"
+    aligned = teacher.align(utterance_of, hparams["tokenizer"])
+    check_sample(
+        cache,
+        len(texts),
+        _compute_again(cache, teacher, aligned, hparams["batch_tokens"]),
+        TOLERANCE,
+        "a state",
+        " of its length",
     )
 
 
-def _relative_error(states, expected):
-    """Largest distance of two states, relative to the expected one's length."""
-    if states.shape != expected.shape:
-        return float("inf")
-    distance = (states - expected).norm(dim=-1)
-    return (distance / expected.norm(dim=-1).clamp(min=1e-12)).max().item()
+def _compute_again(cache, teacher, aligned, batch_tokens):
+    """Utterance and largest difference of a state, for each text."""
+    for batch in token_batches(aligned, batch_tokens):
+        states = teacher(batch).cpu().split([len(a.ranges) for a in batch])
+        for a, expected in zip(batch, states, strict=True):
+            yield a.utt_id, relative_error(cache[a.utt_id].float(), expected)
 
 
 def _identity(teacher, hparams):

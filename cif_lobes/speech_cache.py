@@ -5,6 +5,8 @@ twelve layers of 100 hours take 332 GB in float16, three take 83 GB. What is cac
 belongs to whole, unchanged waveforms, which are what `fithubert_brain` trains on.
 """
 
+import os
+import random
 import time
 
 import soundfile
@@ -12,13 +14,36 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from cif_lobes.cache_building import build_command, is_up_to_date, resumable
+from cif_lobes.cache_building import (
+    build_command,
+    check_sample,
+    is_up_to_date,
+    relative_error,
+    resumable,
+)
 from cif_lobes.dataio import read_audio
 from cif_lobes.fithubert import num_frames
 from cif_lobes.manifest import read_manifest
 from cif_lobes.speech_teachers import SpeechTeacher
 from cif_lobes.teacher_cache import DTYPES, TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
+
+SAMPLE = 20  # utterances computed again by verify
+# Of a state's length. bfloat16 moves it by 0.2 %, and larger batches by less.
+TOLERANCE = 0.01
+
+
+def run(verb, hparams):
+    """Build, inspect or verify the cache of a speech teacher's yaml.
+
+    Arguments
+    ---------
+    verb : str
+        "build", "inspect" or "verify".
+    hparams : dict
+        The loaded yaml, see `build`.
+    """
+    {"build": build, "inspect": inspect, "verify": verify}[verb](hparams)
 
 
 def build(hparams):
@@ -45,8 +70,7 @@ def build(hparams):
             f"layers: {outside[0]} is none of the teacher's, 1 to {teacher.num_layers}"
         )
     # Those of like durations side by side, for batches with little padding.
-    utterances = {u.id: u for m in hparams["manifests"] for u in read_manifest(m)}
-    utterances = sorted(utterances.values(), key=lambda u: (-u.duration, u.id))
+    utterances = sorted(_utterances(hparams), key=lambda u: (-u.duration, u.id))
     keys = {u.id: _key(u) for u in utterances}
     identity = {"teacher_weights": teacher.weights_hash, "layers": layers}
     if is_up_to_date(path, keys, identity, hparams["overwrite"]):
@@ -73,9 +97,60 @@ def build(hparams):
     ) as writer:
         started = time.monotonic()
         with resumable(writer, len(keys), "utterances"):
-            _encode(teacher, layers, utterances, writer, hparams)
+            left = utterances[writer.committed :]
+            with tqdm(
+                total=sum(u.duration for u in left), unit=" s", disable=None
+            ) as bar:
+                for batch, states in _encode(teacher, layers, left, hparams):
+                    writer.append(torch.cat(states), len(batch))
+                    bar.update(sum(u.duration for u in batch))
         writer.finish()
     print(f"{path}: {len(keys):,} utterances, {time.monotonic() - started:.0f} s")
+
+
+def inspect(hparams):
+    """Print what a cache holds; the teacher is not loaded."""
+    cache = TeacherCache(hparams["cache"])
+    made, keys = cache.attributes, {u.id: _key(u) for u in _utterances(hparams)}
+    covered, size = sum(utt_id in cache for utt_id in keys), os.path.getsize(cache.path)
+    lines = [
+        cache.path,
+        f"  teacher   {made['teacher']}, weights {made['teacher_weights']}",
+        f"  layers    {', '.join(map(str, made['layers']))}",
+        f"  states    {cache.total_states:,} frames x "
+        f"{' x '.join(map(str, cache.shape))} {made['dtype']}",
+        f"  coverage  {covered:,} of {len(keys):,} utterances of the manifests; "
+        f"{len(cache):,} in the cache",
+        f"  size      {size:,} bytes, {size / len(cache) / 1000:.1f} kB per utterance",
+        f"  made by   {made['command']}",
+    ]
+    print("\n".join([*lines, *(f"  PROBLEM   {p}" for p in cache.problems(keys))]))
+
+
+def verify(hparams):
+    """Check a cache against manifests and settings, and a sample against the teacher.
+
+    Raises
+    ------
+    ValueError
+        With all that does not fit.
+    """
+    layers = sorted(hparams["layers"])
+    teacher = SpeechTeacher(hparams["teacher"])
+    cache = open_speech_cache(hparams["cache"], teacher, layers, hparams["manifests"])
+    utterances = _utterances(hparams)
+    sample = random.sample(utterances, min(SAMPLE, len(utterances)))
+    sample.sort(key=lambda u: -u.duration)
+    differences = (
+        (u.id, relative_error(cache[u.id].float(), expected))
+        for batch, states in _encode(
+            teacher, cache.attributes["layers"], sample, hparams
+        )
+        for u, expected in zip(batch, states, strict=True)
+    )
+    check_sample(
+        cache, len(utterances), differences, TOLERANCE, "a state", " of its length"
+    )
 
 
 def open_speech_cache(path, teacher, taught, manifests):
@@ -117,6 +192,12 @@ def open_speech_cache(path, teacher, taught, manifests):
     return cache
 
 
+def _utterances(hparams):
+    """Of all manifests, each once."""
+    manifests = hparams["manifests"]
+    return list({u.id: u for m in manifests for u in read_manifest(m)}.values())
+
+
 def _key(utterance):
     """What stands for an utterance's text: another recording has another length."""
     return f"{utterance.id}, {utterance.duration:.3f} s of audio"
@@ -129,21 +210,18 @@ def _count_frames(wav, sample_rate, teacher):
     return int(num_frames(torch.tensor(samples), teacher.reach, teacher.hop))
 
 
-def _encode(teacher, layers, utterances, writer, hparams):
-    """Write the states of all utterances that the writer does not have yet."""
+def _encode(teacher, layers, utterances, hparams):
+    """Batches of utterances, the longest first, with the states [T, L, H] of each."""
     teacher = teacher.to(hparams["device"])
-    left = utterances[writer.committed :]
-    with tqdm(total=sum(u.duration for u in left), unit=" s", disable=None) as bar:
-        while left:
-            # The longest comes first, so this many fit, padding included.
-            count = max(1, int(hparams["batch_seconds"] / left[0].duration))
-            batch, left = left[:count], left[count:]
-            signals = [read_audio(u.wav, hparams["sample_rate"]) for u in batch]
-            states, x_lengths = teacher(
-                pad_sequence(signals, batch_first=True).to(hparams["device"]),
-                torch.tensor([len(s) for s in signals], device=hparams["device"]),
-            )
-            chosen = torch.stack([states[n] for n in layers], dim=2).cpu()
-            real = [x[:T] for x, T in zip(chosen, x_lengths.tolist(), strict=True)]
-            writer.append(torch.cat(real), len(batch))
-            bar.update(sum(u.duration for u in batch))
+    left = utterances
+    while left:
+        # The longest comes first, so this many fit, padding included.
+        count = max(1, int(hparams["batch_seconds"] / left[0].duration))
+        batch, left = left[:count], left[count:]
+        signals = [read_audio(u.wav, hparams["sample_rate"]) for u in batch]
+        states, x_lengths = teacher(
+            pad_sequence(signals, batch_first=True).to(hparams["device"]),
+            torch.tensor([len(s) for s in signals], device=hparams["device"]),
+        )
+        chosen = torch.stack([states[n] for n in layers], dim=2).cpu()
+        yield batch, [x[:T] for x, T in zip(chosen, x_lengths.tolist(), strict=True)]

@@ -155,7 +155,7 @@ def test_ids_must_be_unique_over_all_manifests(folder):
 def test_verify_accepts_what_build_made(folder, capsys, layer, dtype):
     run(folder, layer=layer, dtype=dtype)
     run(folder, "verify", layer=layer, dtype=dtype)
-    assert "6 of 6 utterances; 6 computed again" in capsys.readouterr().out
+    assert "6 of 6 utterances; 5 computed again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", [1.0, float("nan")])

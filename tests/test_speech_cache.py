@@ -1,10 +1,12 @@
 """Cached layers of a speech teacher: what is in them, what is refused, the same loss."""
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import h5py
 import pytest
 import torch
 from conftest import ROOT, write_corpus
@@ -14,7 +16,7 @@ from tiny_hubert import TEACHER, distil_arguments, make_student
 
 from cif_lobes.fithubert_brain import FitHuBERTBrain, make_audio_dataset
 from cif_lobes.ledger import Ledger
-from cif_lobes.speech_cache import build, open_speech_cache
+from cif_lobes.speech_cache import build, open_speech_cache, run
 from cif_lobes.speech_teachers import SpeechTeacher
 from cif_lobes.teacher_cache import TeacherCache
 
@@ -67,6 +69,32 @@ def test_the_size_is_said_first(settings, cache, tmp_path, capsys, monkeypatch):
         build(new)
     frames = cache.total_states
     assert f"{frames:,} frames, layers [1, 3]: 0.00 GB" in capsys.readouterr().out
+
+
+def test_inspect_says_what_it_holds(settings, cache, tmp_path, capsys):
+    run("inspect", settings)
+    out = capsys.readouterr().out
+    assert "12 of 12 utterances" in out and "layers    1, 3" in out
+    assert f"{cache.total_states:,} frames x 2 x 32 float32" in out
+    assert "PROBLEM" not in out
+    other = write_corpus(tmp_path, 2, 9)
+    run("inspect", {**settings, "manifests": [str(other)]})
+    out = capsys.readouterr().out
+    assert "0 of 2 utterances" in out and "PROBLEM" in out
+
+
+def test_verify_computes_a_sample_again(settings, cache, tmp_path, capsys):
+    run("verify", settings)
+    assert "12 of 12 utterances; 12 computed again" in capsys.readouterr().out
+    damaged = tmp_path / "damaged.h5"
+    shutil.copyfile(settings["cache"], damaged)
+    with h5py.File(damaged, "r+") as file:
+        values = max((d for d in file.values()), key=lambda d: d.size)
+        values[len(values) // 2] = float("nan")
+    with pytest.raises(ValueError, match="differs by inf .* the file is damaged"):
+        run("verify", {**settings, "cache": str(damaged)})
+    with pytest.raises(ValueError, match="layer 2 is taught as well"):
+        run("verify", {**settings, "layers": [1, 2]})
 
 
 def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
