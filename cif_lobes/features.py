@@ -12,8 +12,8 @@ class GlobalNormalization(nn.Module):
     """Removes mean and variance of each band over all training speech so far.
 
     What SpeechBrain's InputNormalization(norm_type="global") does, with the statistics
-    as buffers: they are saved, averaged and exported with the parameters. Each process
-    of torchrun counts what it hears, and the first one's are saved.
+    as buffers: they are saved, averaged and exported with the parameters. The processes
+    of torchrun count together what each of them hears.
 
     Arguments
     ---------
@@ -42,9 +42,13 @@ class GlobalNormalization(nn.Module):
             with torch.no_grad():
                 valid_mask = make_padding_mask(x, x_lens)
                 real = torch.where(valid_mask, x, 0.0).double()
-                self.frames += valid_mask.sum()
-                self.total += real.sum((0, 1))
-                self.squares += real.square().sum((0, 1))
+                sums = real.sum((0, 1)), real.square().sum((0, 1))
+                heard = torch.stack([valid_mask.sum().expand_as(sums[0]), *sums])
+                if torch.distributed.is_initialized():
+                    torch.distributed.all_reduce(heard)
+                self.frames += heard[0, 0]
+                self.total += heard[1]
+                self.squares += heard[2]
         mean = self.total / self.frames
         std = (self.squares / self.frames - mean.square()).clamp(min=1e-10).sqrt()
         return (x - mean.to(x)) / std.to(x)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from conftest import speak, tiny_arguments, train, write_corpus
 from torch.nn import functional
 
@@ -46,6 +48,21 @@ def run(stream, pieces):
     return torch.cat(outputs)
 
 
+def _normalise_on_rank(rank, address):
+    """Statistics of one process of two against those of one that hears everything."""
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    waves, lengths = 3 * torch.rand(3, RATE), torch.tensor([RATE, RATE, RATE // 2])
+    dist.broadcast(waves, 0)
+    waves[2, RATE // 2 :] = 0
+    features = LogMel(n_mels=20, normalization="global")
+    mine = slice(0, 1) if rank == 0 else slice(1, 3)
+    features(waves[mine], lengths[mine])
+    dist.destroy_process_group()
+    alone = LogMel(n_mels=20, normalization="global")
+    alone(waves, lengths)
+    torch.testing.assert_close(features.state_dict(), alone.state_dict())
+
+
 # --- each stage ---
 
 
@@ -60,6 +77,11 @@ def test_features(samples, size):
     found = run(FeatureStream(features), pieces_of(signal, size))
     assert len(found) == lengths == whole.shape[1]
     torch.testing.assert_close(found, whole[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_global_normalization_counts_what_all_processes_hear(tmp_path):
+    mp.spawn(_normalise_on_rank, args=(f"file://{tmp_path}/rendezvous",), nprocs=2)
 
 
 def test_global_normalization_counts_real_frames_in_training_only():
