@@ -192,9 +192,13 @@ def describe(run):
         f"{epochs[-1]['updates']:,} updates in {len(epochs)} epochs, {hours:.2f} h on "
         f"{run['hardware']} ({run['processes']} process), commit {run['commit']}. "
         f"Last epoch: teacher-forced accuracy {last['accuracy']:.3f}{fires(last)}. "
-        f"Validation error by updates: {curve}.\n"
-        f"  `{run['commands'][0]}`"
+        f"Validation error by updates: {curve}.\n" + command_lines(run)
     )
+
+
+def command_lines(run):
+    """The commands that trained and scored a run, each on its line."""
+    return "\n".join(f"  `{command}`" for command in run["commands"])
 
 
 def fires(last):
@@ -240,7 +244,7 @@ def describe_student(run):
         f"- **{run['row']}, seed {run['seed']}**: {run['parameters']:,} parameters, hint "
         f"heads included, {epochs[-1]['updates']:,} updates in {len(epochs)} epochs, "
         f"{hours:.2f} h on {run['hardware']} ({run['processes']} process), commit "
-        f"{run['commit']}.\n  `{run['commands'][0]}`"
+        f"{run['commit']}.\n" + command_lines(run)
     )
 
 
