@@ -4,6 +4,7 @@ Corpus preparers and users' own csv files go the same way, and nothing is droppe
 silence: every rejected utterance is in rejected.csv, with the reason.
 """
 
+import argparse
 import collections
 import dataclasses
 import hashlib
@@ -41,6 +42,34 @@ class Limits:
     # One token per encoder frame of 80 ms, end of sentence included, is all that CIF
     # can fire. Speed perturbation by 1.1 leaves a tenth less.
     max_tokens_per_second: float = 12.5
+
+
+def preparer_options(doc, data_folder):
+    """Command line that every corpus preparer has.
+
+    Arguments
+    ---------
+    doc : str
+        What it does.
+    data_folder : str
+        What that folder holds.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+    """
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data_folder", help=data_folder)
+    parser.add_argument("save_folder", help="receives the csv files")
+    parser.add_argument(
+        "--max_rejected",
+        type=float,
+        default=0.01,
+        help="largest share of a csv, 0 to 1, that may be rejected [%(default)s]",
+    )
+    return parser
 
 
 def check_utterances(utterances, split, limits, count_tokens=None, taken=None):

@@ -6,7 +6,6 @@ reads DATA_FOLDER/data_aishell and writes train.csv, dev.csv, test.csv. The spea
 archives are unpacked first if they still are archives (15 GB, a few minutes).
 """
 
-import argparse
 import gzip
 import os
 import pathlib
@@ -17,7 +16,7 @@ import zlib
 from tqdm import tqdm
 
 from cif_lobes.manifest import Utterance
-from cif_lobes.validation import Limits, check_counts, prepare_splits
+from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
 # Counted on the corpus as published; characters after normalisation.
 PUBLISHED = {
@@ -181,15 +180,5 @@ def _list_split(folder, texts):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data_folder", help="holds data_aishell, or is it")
-    parser.add_argument("save_folder", help="receives the csv files")
-    parser.add_argument(
-        "--max_rejected",
-        type=float,
-        default=0.01,
-        help="largest share of a split, 0 to 1, that may be rejected [%(default)s]",
-    )
+    parser = preparer_options(__doc__, "holds data_aishell, or is it")
     prepare_aishell(**vars(parser.parse_args()))

@@ -6,13 +6,12 @@ reads DATA_FOLDER/{split}/{speaker}/{chapter}/*.flac with their *.trans.txt, mer
 training splits into train.csv, and writes every other split into a csv of its own.
 """
 
-import argparse
 import collections
 import os
 import pathlib
 
 from cif_lobes.manifest import Utterance
-from cif_lobes.validation import Limits, check_counts, prepare_splits
+from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
 PUBLISHED = {
     "train-clean-100": 28539,
@@ -119,18 +118,8 @@ def _list_chapter(chapter):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data_folder", help="holds the splits, or LibriSpeech/")
-    parser.add_argument("save_folder", help="receives the csv files")
+    parser = preparer_options(__doc__, "holds the splits, or LibriSpeech/")
     parser.add_argument("--train_splits", nargs="*", default=TRAIN, metavar="SPLIT")
     parser.add_argument("--valid_splits", nargs="*", default=VALID, metavar="SPLIT")
     parser.add_argument("--test_splits", nargs="*", default=TEST, metavar="SPLIT")
-    parser.add_argument(
-        "--max_rejected",
-        type=float,
-        default=0.01,
-        help="largest share of a csv, 0 to 1, that may be rejected [%(default)s]",
-    )
     prepare_librispeech(**vars(parser.parse_args()))

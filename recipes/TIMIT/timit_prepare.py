@@ -6,13 +6,12 @@ reads DATA_FOLDER/{TRAIN,TEST}/DR*/SPEAKER/*.{WAV,PHN}, in upper or lower case a
 NIST sphere or RIFF, and writes train.csv, dev.csv, test.csv. Transcripts are phones.
 """
 
-import argparse
 import collections
 import os
 import pathlib
 
 from cif_lobes.manifest import Utterance
-from cif_lobes.validation import Limits, check_counts, prepare_splits
+from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
 PUBLISHED = {
     "train": {"utterances": 3696, "speakers": 462},
@@ -163,15 +162,5 @@ def _utterance(key, files, folder):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data_folder", help="holds TRAIN and TEST, or TIMIT/")
-    parser.add_argument("save_folder", help="receives the csv files")
-    parser.add_argument(
-        "--max_rejected",
-        type=float,
-        default=0.01,
-        help="largest share of a split, 0 to 1, that may be rejected [%(default)s]",
-    )
+    parser = preparer_options(__doc__, "holds TRAIN and TEST, or TIMIT/")
     prepare_timit(**vars(parser.parse_args()))
