@@ -17,8 +17,9 @@ TEACHERS = ("acd_head", "lrd_head")  # those that know a teacher
 def start_from(model, run, tokenizer):
     """Give a CIF recogniser the parameters of a trained one.
 
-    Features, encoder and CIF must fit. Decoder and CTC head are taken along if both runs
-    have the same vocabulary; else they learn anew, as the heads of a teacher always do.
+    Encoder and CIF must fit. Decoder and CTC head are taken along if both runs have the
+    same vocabulary; else they learn anew, as the heads of a teacher always do. So do
+    features of another kind: an offline recogniser can become one for streams.
 
     Arguments
     ---------
@@ -41,10 +42,12 @@ def start_from(model, run, tokenizer):
     vocabulary = folder / pathlib.Path(settings["tokenizer"]["path"]).name
     same = vocabulary.read_bytes() == tokenizer.path.read_bytes()
     parameters = read_parameters(run)
-    there = {name.split(".")[0] for name in parameters}
+    there = _modules(parameters)
     fresh = {*TEACHERS, *(() if same else TOKENS)}
-    # Heads that only one of the two runs has.
+    # A head that only one of the two runs has.
     fresh |= {"ctc_head"} - (there & set(model))
+    if _unlike(model.state_dict(), parameters, {"features"}):
+        fresh |= {"features"}
     taken = take_parameters(model, parameters, fresh, f"init_from {run}")
     anew = sorted(set(model) - taken)
     logger.info(
@@ -77,20 +80,19 @@ def take_parameters(model, parameters, fresh, source):
     ValueError
         If the other modules are not alike.
     """
-    taken = {k: v for k, v in parameters.items() if k.split(".")[0] not in fresh}
-    ours = {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in fresh}
-    unlike = [
-        k for k in ours.keys() | taken.keys() if _shape(ours, k) != _shape(taken, k)
-    ]
+    ours = model.state_dict()
+    kept = (_modules(ours) | _modules(parameters)) - {*fresh}
+    unlike = _unlike(ours, parameters, kept)
     if unlike:
         name = min(unlike)
         raise ValueError(
-            f"{source}: {len(unlike):,} of {len(ours):,} weights do not fit, first "
-            f"{name}, {_shape(taken, name)} there, {_shape(ours, name)} here: its yaml "
-            "has another network. Give this one the same sizes"
+            f"{source}: {len(unlike):,} weights do not fit, first {name}, "
+            f"{_shape(parameters, name)} there, {_shape(ours, name)} here: its yaml has "
+            "another network. Give this one the same sizes"
         )
+    taken = {k: v for k, v in parameters.items() if k.split(".")[0] in kept}
     model.load_state_dict(taken, strict=False)
-    return {name.split(".")[0] for name in taken}
+    return _modules(taken)
 
 
 def read_parameters(path):
@@ -131,6 +133,19 @@ def run_folder(path):
         f"{path} is neither a run folder nor a checkpoint of one: correct the path, or "
         "train it first"
     )
+
+
+def _modules(parameters):
+    return {name.split(".")[0] for name in parameters}
+
+
+def _unlike(ours, theirs, modules):
+    """Names of these modules' parameters that one lacks, or has in another shape."""
+    return [
+        name
+        for name in ours.keys() | theirs.keys()
+        if name.split(".")[0] in modules and _shape(ours, name) != _shape(theirs, name)
+    ]
 
 
 def _shape(parameters, name):

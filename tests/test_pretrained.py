@@ -8,6 +8,7 @@ from tiny_asr import make_run
 
 from cif_lobes.ctc_attention_brain import HEADS
 from cif_lobes.experiment import load_run
+from cif_lobes.features import LogMel
 from cif_lobes.pretrained import (
     read_parameters,
     run_folder,
@@ -63,6 +64,14 @@ def test_the_heads_of_a_teacher_learn_anew(trained, network):
     before = copy_of(model)
     start_from(model, trained, tokenizer)
     assert changed(model, before) == {"encoder", "cif", "decoder"}
+
+
+def test_features_of_another_kind_count_anew(trained, network):
+    model, tokenizer = network
+    model["features"] = LogMel(n_mels=40, normalization="global")
+    before = copy_of(model)
+    start_from(model, trained, tokenizer)
+    assert changed(model, before) == {"encoder", "cif", "decoder", "ctc_head"}
 
 
 def test_another_network_is_refused(trained, network):
