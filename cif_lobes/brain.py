@@ -49,7 +49,15 @@ class CIFBrain(RecognizerBrain):
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the losses over the batch; keeps the ledger."""
-        losses = self.losses(predictions)
+        losses = self.losses(predictions, batch, stage)
+        self.ledger.add(losses, int(predictions.token_lengths.sum()))
+        if stage != sb.Stage.TRAIN:
+            self._score(predictions, batch, stage)
+        return sum(weight * loss for weight, loss in losses.values())
+
+    def losses(self, predictions, batch, stage):
+        """Each term as (weight, sum over the batch), by name."""
+        losses = self._recognition_losses(predictions)
         if stage == sb.Stage.TRAIN and hasattr(batch, "teacher"):
             losses |= distillation_losses(
                 self.hparams,
@@ -62,13 +70,10 @@ class CIFBrain(RecognizerBrain):
                 # than that of all other losses.
                 heads_only=self.optimizer_step < self.hparams.distil_after,
             )
-        self.ledger.add(losses, int(predictions.token_lengths.sum()))
-        if stage != sb.Stage.TRAIN:
-            self._score(predictions, batch, stage)
-        return sum(weight * loss for weight, loss in losses.values())
+        return losses
 
-    def losses(self, p):
-        """Each term that needs no teacher as (weight, sum over the batch), by name."""
+    def _recognition_losses(self, p):
+        """The terms that need no teacher."""
         valid_mask = _valid_mask(p)
         hp = self.hparams
         losses = {

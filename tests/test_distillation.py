@@ -1,11 +1,12 @@
 """Distillation in training: heads, caches that do not fit, and no teacher afterwards."""
 
 import json
+from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, last_checkpoint, tiny_arguments, train
+from conftest import ROOT, last_checkpoint, load_module, tiny_arguments, train
 
 from cif_lobes.distillation import distillation_losses
 from cif_lobes.ledger import Ledger
@@ -62,6 +63,26 @@ def test_both_losses_fall_and_no_teacher_remains(corpus, tmp_path, teacher):
     blocks = {name.split(".")[0] for name in names}
     heads = {"ctc_head", "acd_head", "lrd_head"}
     assert blocks == {"features", "encoder", "cif", "decoder"} | heads
+
+
+def test_gradient_norms_of_each_loss(corpus, tmp_path, teacher, capsys):
+    train(arguments(corpus, tmp_path, teacher, number_of_epochs=1, lrd_weight=0.1))
+    tool = load_module(ROOT / "tools/loss_gradients.py")
+    rows = {}
+    for untrained in (True, False):
+        tool.main(Namespace(run=tmp_path / "run", utterances=5, untrained=untrained))
+        lines = capsys.readouterr().out.splitlines()[2:]
+        names = [cell.strip() for cell in lines[0].split("|")[1:-1]]
+        for line in lines[2:]:
+            cells = dict(zip(names, line.split("|")[1:-1], strict=True))
+            loss = cells.pop("loss").strip()
+            rows[loss, untrained] = {k: float(value) for k, value in cells.items()}
+    assert rows["lrd", True]["weight"] == 0.1
+    ctc, acd, lrd = (rows[name, True] for name in ("ctc", "acd", "lrd"))
+    assert ctc["encoder"] > 0 and ctc["cif"] == ctc["decoder"] == ctc["acd_head"] == 0
+    assert acd["encoder"] > 0 and acd["acd_head"] > 0 and acd["decoder"] == 0
+    assert lrd["encoder"] > 0 and lrd["decoder"] > 0 and lrd["acd_head"] == 0
+    assert rows["ce", True] != rows["ce", False]
 
 
 @pytest.mark.parametrize("gone", ["acd", "lrd"])

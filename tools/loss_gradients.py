@@ -1,0 +1,101 @@
+"""How hard each loss pulls: the norm of its gradient on every module, per token.
+
+python tools/loss_gradients.py results/AISHELL-1/cif_hieradist/1986 --untrained
+python tools/loss_gradients.py results/AISHELL-1/cif_hieradist/1986 --utterances 100
+
+Look before choosing acd_weight and lrd_weight for data of your own: a teacher whose
+gradient on the encoder is many times that of the cross-entropy delays recognition. Losses
+are unweighted; a run's own weights stand beside them. Reads the training set and, for
+runs with a teacher, its cache, as the run's yaml names them.
+"""
+
+import argparse
+import pathlib
+import random
+
+import torch
+from speechbrain import Stage
+from speechbrain.dataio.batch import PaddedBatch
+
+from cif_lobes.dataio import make_dataset
+from cif_lobes.distillation import open_cache
+from cif_lobes.experiment import load_run, manifest_paths
+from cif_lobes.ledger import Ledger
+
+
+def main(arguments):
+    """Print the table of a run."""
+    # The heads' first updates are not what is asked for.
+    brain, hparams = load_run(arguments.run, {"distil_after": 0})
+    manifest = manifest_paths(hparams)["train"]
+    cache = open_cache(hparams, manifest)
+    brain.hparams.teacher_mean = cache and cache.mean
+    if not arguments.untrained:
+        brain.on_evaluate_start()
+    data = make_dataset(manifest, hparams["tokenizer"], hparams["sample_rate"], cache)
+    count = min(arguments.utterances, len(data))
+    chosen = random.Random(0).sample(range(len(data)), count)
+    norms, weights = measure(brain, PaddedBatch([data[i] for i in chosen]))
+    print(table(norms, weights, count))
+
+
+def measure(brain, batch):
+    """Gradient norms of a batch.
+
+    Arguments
+    ---------
+    brain : cif_lobes.brain.CIFBrain
+    batch : speechbrain.dataio.batch.PaddedBatch
+
+    Returns
+    -------
+    norms : dict of str to dict of str to float
+        By loss, then by module; modules without parameters are left out.
+    weights : dict of str to float
+        Of each loss.
+    """
+    brain.ledger = Ledger()
+    brain.modules.eval()  # without dropout: nothing is drawn but ACD's negatives
+    predictions = brain.compute_forward(batch, Stage.VALID)
+    losses = brain.losses(predictions, batch, Stage.TRAIN)
+    tokens = predictions.token_lengths.sum()
+    norms = {}
+    for name, (_, loss) in losses.items():
+        norms[name] = {}
+        for module, network in brain.modules.items():
+            parameters = [p for p in network.parameters() if p.requires_grad]
+            if not parameters:
+                continue
+            gradients = torch.autograd.grad(
+                loss / tokens, parameters, retain_graph=True, allow_unused=True
+            )
+            squares = [g.square().sum() for g in gradients if g is not None]
+            norms[name][module] = float(sum(squares)) ** 0.5
+    return norms, {name: weight for name, (weight, _) in losses.items()}
+
+
+def table(norms, weights, count):
+    """The norms in markdown."""
+    modules = list(next(iter(norms.values())))
+    lines = [
+        f"Gradient norms per token, {count} utterances, unweighted",
+        "",
+        f"| loss | weight | {' | '.join(modules)} |",
+        "|---|---:|" + "---:|" * len(modules),
+    ]
+    for name, row in norms.items():
+        cells = " | ".join(f"{row[module]:.2f}" for module in modules)
+        lines.append(f"| {name} | {weights[name]:g} | {cells} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=pathlib.Path, help="run folder")
+    parser.add_argument("--utterances", type=int, default=16, help="[%(default)s]")
+    parser.add_argument(
+        "--untrained", action="store_true", help="random parameters, as before training"
+    )
+    main(parser.parse_args())
