@@ -19,6 +19,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 UNITS = {"char": "CER", "word": "WER", "phone": "PER"}
 # Settings of a command line that tell apart rows of one yaml.
 SHOWN = (
+    "acd_weight",
+    "lrd_weight",
     "strategy",
     "kd_weight",
     "ctc_strategy",
