@@ -9,25 +9,16 @@ It needs about 5 GB and a minute; Linux only, because of the peak memory.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
+from processes import KEEP_MEMORY, measure_apart, memory_status
 
 from cif_lobes.losses import contrastive_distillation
 
 TEMPERATURE = 0.02
-
-# Large blocks stay with the process: otherwise page faults decide the timing.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**40),
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 
 def masked(student, teacher, num_negatives):
@@ -90,28 +81,9 @@ def measure_peak(args, way):
     return memory_status("VmHWM") - before
 
 
-def memory_status(key):
-    """An entry of this process's memory accounts, in MB."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(key))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def in_subprocess(args, measure, environment=None):
-    """Run one measurement in a process of its own and return what it printed."""
-    sizes = [f"--{key}={getattr(args, key)}" for key in SIZES]
-    run = subprocess.run(
-        [sys.executable, __file__, *sizes, f"--measure={measure}"],
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return json.loads(run.stdout)
-
-
 def report(args):
-    times = in_subprocess(args, "times", KEEP_MEMORY)
-    peaks = {way: in_subprocess(args, way) for way in WAYS}
+    times = measure_apart(__file__, args, SIZES, "times", KEEP_MEMORY)
+    peaks = {way: measure_apart(__file__, args, SIZES, way) for way in WAYS}
     lines = [
         f"N = {args.tokens} tokens, K = {args.negatives} negatives, H = {args.width}, "
         f"float32, CPU, 1 thread, PyTorch {torch.__version__}, median of "

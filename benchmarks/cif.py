@@ -22,18 +22,12 @@ import time
 from itertools import accumulate
 
 import torch
+from processes import KEEP_MEMORY
 
 from cif_lobes.cif import cif, cif_dense
 
 SIZES = [(8, 100, 256), (16, 400, 256), (32, 800, 256), (16, 1600, 512)]
-# Large blocks stay with the process: otherwise page faults decide the timing.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**40),
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",
-}
+ENVIRONMENT = KEEP_MEMORY | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
 def staircase(x, alpha, x_lengths, target_lengths):
@@ -200,9 +194,9 @@ def main():
         way, *size, backward = sys.argv[2:]
         torch.set_num_threads(1)
         return print_peak(way, tuple(map(int, size)), backward == "True")
-    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         # The allocator reads them when the process starts.
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_MEMORY)
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -16,13 +16,11 @@ process of its own; Linux only.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
+from processes import KEEP_MEMORY, measure_apart, memory_status
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.linear import Linear
@@ -34,13 +32,6 @@ from cif_lobes.searcher import BeamSearcher
 
 D, NHEAD, D_FFN, VOCAB = 256, 4, 2048, 4232  # AISHELL-1/cif.yaml
 BEAMS = (1, 10)
-
-# Large blocks stay with the process: otherwise page faults decide the timing.
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**40),
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 
 def make_cif(beam_size, layers):
@@ -122,29 +113,10 @@ def measure_peak(args, name):
     return memory_status("VmHWM") - before
 
 
-def memory_status(key):
-    """An entry of this process's memory accounts, in MB."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith(key))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def in_subprocess(args, measure, environment=None):
-    """Run one measurement in a process of its own and return what it printed."""
-    sizes = [f"--{key}={getattr(args, key)}" for key in SIZES]
-    run = subprocess.run(
-        [sys.executable, __file__, *sizes, f"--measure={measure}"],
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return json.loads(run.stdout)
-
-
 def report(args):
     names = [f"{way} {beam_size}" for beam_size in BEAMS for way in WAYS]
-    times = in_subprocess(args, "times", KEEP_MEMORY)
-    peaks = {name: in_subprocess(args, name) for name in names}
+    times = measure_apart(__file__, args, SIZES, "times", KEEP_MEMORY)
+    peaks = {name: measure_apart(__file__, args, SIZES, name) for name in names}
     audio = args.batch * args.seconds
     encoder = statistics.median(times["encoder"])
     lines = [

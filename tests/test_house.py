@@ -78,10 +78,8 @@ def test_library_rooms(path):
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_scripts_use_the_library_and_their_own_folder(path):
     neighbours = {p.stem for p in path.parent.glob("*.py")}
-    scripts = {p.stem for p in SCRIPTS} - (
-        neighbours if path.parent.parent.name == "recipes" else set()
-    )
-    assert not imports(path) & (scripts - {"cif", "acd", "teacher_cache"})
+    others = {p.stem for p in SCRIPTS if p.parent != path.parent} - neighbours
+    assert not imports(path) & others
 
 
 @pytest.mark.parametrize(
