@@ -64,6 +64,7 @@ def build(hparams, utterances, keys):
         From `utterance_keys`.
     """
     path, top_n = hparams["cache"], hparams["top_n"]
+    _check_top_n(hparams)
     teachers = read_teachers(hparams["teachers"], hparams["device"])
     identity = _identity(teachers, hparams)
     if is_up_to_date(path, keys, identity, hparams["overwrite"]):
@@ -264,6 +265,18 @@ def _identity(teachers, hparams):
         "top_n": hparams["top_n"],
         "dtype": hparams["dtype"],
     }
+
+
+def _check_top_n(hparams):
+    """See that class numbers, which stand beside the best posteriors, are exact."""
+    exact = 2 / torch.finfo(_dtype(hparams)).eps  # integers up to here
+    vocab_size = hparams["tokenizer"].vocab_size
+    if hparams["top_n"] and vocab_size - 1 > exact:
+        raise ValueError(
+            f"top_n {hparams['top_n']} with {vocab_size:,} classes: {hparams['dtype']} "
+            f"rounds class numbers above {exact:,.0f}. Run with --dtype float32, or with "
+            "--top_n 0, which keeps all classes"
+        )
 
 
 def _rows(utterance, teachers, hparams):

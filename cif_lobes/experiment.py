@@ -229,7 +229,9 @@ def fit(brain, hparams_file, hparams, datasets):
 def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options):
     """Train on whatever the DataLoaders of these options give; see `fit`."""
     parameters = sum(p.numel() for p in hparams["model"].parameters())
-    hparams["record"].start(hparams_file, hparams["seed"], parameters)
+    # Scoring alone changes nothing of what is known about the training.
+    if not (brain.test_only and hparams["record"].path.exists()):
+        hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)
     try:
         brain.fit(
             hparams["epoch_counter"],
@@ -240,9 +242,11 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
         )
     except KeyboardInterrupt:
         command = shlex.join([sys.executable, *sys.argv])
-        sys.exit(
-            f"stopped; saved in {hparams['save_folder']}. Go on with:\n  {command}"
+        folder = hparams["save_folder"]
+        saved = (
+            f"saved in {folder}" if brain.stopped else f"not saved again in {folder}"
         )
+        sys.exit(f"stopped; {saved}. Go on with:\n  {command}")
 
 
 def load_run(folder, overrides=None, run_opts=None):

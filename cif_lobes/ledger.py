@@ -1,6 +1,9 @@
 """What the losses of a stage add up to, each with its weight and its share."""
 
+import time
+
 import torch
+import torch.distributed as dist
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -27,9 +30,10 @@ class Ledger:
         self.clear()
 
     def clear(self):
-        """Forget everything."""
+        """Forget everything; the clock starts again."""
         self.weights, self.sums, self.counts = {}, {}, {}
         self.tokens = 0
+        self.started = time.monotonic()
 
     def add(self, losses, tokens):
         """Add the losses of a batch.
@@ -52,20 +56,36 @@ class Ledger:
         a, b = self.counts.get(name, (0, 0))
         self.counts[name] = a + amount, b + out_of
 
+    def seconds(self):
+        """Wall-clock time of the stage, without that between a stop and its resume."""
+        return round(time.monotonic() - self.started, 1)
+
     def reduce(self, device):
         """Add up over the processes of a distributed run."""
-        if not torch.distributed.is_initialized():
+        if not dist.is_initialized():
             return
         numbers = [float(s) for s in self.sums.values()]
         numbers += [float(n) for pair in self.counts.values() for n in pair]
         total = torch.tensor(numbers + [float(self.tokens)], device=device).double()
-        torch.distributed.all_reduce(total)
+        dist.all_reduce(total)
         *numbers, self.tokens = total.tolist()
         self.sums = dict(zip(self.sums, numbers, strict=False))
         pairs = numbers[len(self.sums) :]
         self.counts = dict(
             zip(self.counts, zip(pairs[::2], pairs[1::2], strict=True), strict=True)
         )
+
+    def gather(self, device):
+        """Move what all processes have counted to the first, whose ledger is saved."""
+        self.reduce(device)
+        self._leave_to_the_first()
+
+    def _leave_to_the_first(self):
+        """Count nothing twice: in the other processes all sums are 0."""
+        if dist.is_initialized() and dist.get_rank():
+            self.sums = dict.fromkeys(self.sums, 0.0)
+            self.counts = dict.fromkeys(self.counts, (0, 0))
+            self.tokens = 0
 
     def summary(self):
         """Loss per token, its terms (value, weight, share) and the ratios, as floats."""
@@ -86,9 +106,13 @@ class Ledger:
     @mark_as_saver
     def _save(self, path):
         sums = {name: float(total) for name, total in self.sums.items()}
-        torch.save([self.weights, sums, self.counts, self.tokens], path)
+        saved = [self.weights, sums, self.counts, self.tokens, self.seconds()]
+        torch.save(saved, path)
 
     @mark_as_loader
     def _load(self, path, end_of_epoch):
-        if not end_of_epoch:
-            self.weights, self.sums, self.counts, self.tokens = torch.load(path)
+        if end_of_epoch:
+            return
+        self.weights, self.sums, self.counts, self.tokens, seconds = torch.load(path)
+        self.started = time.monotonic() - seconds
+        self._leave_to_the_first()

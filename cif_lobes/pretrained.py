@@ -48,6 +48,13 @@ def start_from(model, run, tokenizer):
     fresh |= {"ctc_head"} - (there & set(model))
     if _unlike(model.state_dict(), parameters, {"features"}):
         fresh |= {"features"}
+    for name, value in model.named_parameters():
+        frozen = not value.requires_grad and name.split(".")[0] not in fresh
+        if frozen and name in parameters and not torch.equal(value, parameters[name]):
+            raise ValueError(
+                f"init_from {run}: {name} is frozen and another than that run's: its "
+                "recogniser was trained on another student. Give the same student_run"
+            )
     taken = take_parameters(model, parameters, fresh, f"init_from {run}")
     anew = sorted(set(model) - taken)
     logger.info(

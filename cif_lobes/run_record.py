@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -16,16 +17,23 @@ import torch
 from speechbrain.utils.distributed import main_process_only
 
 
-def hardware():
+def hardware(device="cpu", processes=1):
     """The machine in words.
+
+    Arguments
+    ---------
+    device : str
+        "cpu" or "cuda:0" and the like.
+    processes : int
+        Each of them has a GPU.
 
     Returns
     -------
     str
         For instance "2x AMD EPYC" or "1x NVIDIA H200".
     """
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
+    if str(device).startswith("cuda"):
+        return f"{processes}x {torch.cuda.get_device_name(device)}"
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -76,32 +84,33 @@ class RunRecord:
         self.epochs_path = pathlib.Path(folder) / "epochs.jsonl"
 
     @main_process_only
-    def start(self, hparams_file, seed, parameters):
-        """Describe the run; a resumed run keeps its results and adds its command."""
+    def start(self, hparams_file, seed, parameters, device):
+        """Describe the run; one that goes on adds its command, and what has changed."""
         record = json.loads(self.path.read_text()) if self.path.exists() else {}
-        command = " ".join([os.path.basename(sys.executable), *sys.argv])
+        command = shlex.join([os.path.basename(sys.executable), *sys.argv])
         record["yaml"] = os.path.relpath(hparams_file)
         record.setdefault("commands", [])
         if command not in record["commands"]:
             record["commands"].append(command)
+        processes = int(os.environ.get("WORLD_SIZE", 1))
         record.update(
-            commit=commit(),
+            commit=_then(record.get("commit"), commit()),
             seed=seed,
-            hardware=hardware(),
-            processes=int(os.environ.get("WORLD_SIZE", 1)),
+            hardware=_then(record.get("hardware"), hardware(device, processes)),
+            processes=_then(record.get("processes"), processes),
             parameters=parameters,
             versions={"python": platform.python_version(), "torch": torch.__version__},
         )
         record.setdefault("started", time.strftime("%Y-%m-%d %H:%M:%S"))
         record.setdefault("results", {})
-        _write_atomically(self.path, record)
+        _write_atomically(self.path, _json(record))
 
     @main_process_only
     def result(self, name, summary, **settings):
         """Store the figures of a test set and how they were decoded."""
         record = self.load()
-        record["results"][name] = {**summary, **settings}
-        _write_atomically(self.path, record)
+        record["results"][name] = {**summary, **settings, "commit": commit()}
+        _write_atomically(self.path, _json(record))
 
     @main_process_only
     def epoch(self, number, of, learning_rate, updates, train, valid, scores):
@@ -130,7 +139,7 @@ class RunRecord:
         }
         # An epoch that is trained again, after a resume, replaces its former line.
         rows = [json.dumps(r) for r in [*earlier, row]]
-        self.epochs_path.write_text("\n".join(rows) + "\n")
+        _write_atomically(self.epochs_path, "\n".join(rows) + "\n")
         left = (of - number) * row["seconds"]
         print(
             f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
@@ -169,8 +178,19 @@ def _clock(seconds):
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _write_atomically(path, record):
-    """A reader sees the old record or the new one."""
+def _then(former, now):
+    """A fact about a run, or what it was before the run went on and what it is now."""
+    if former is None or str(former).split(", then ")[-1] == str(now):
+        return now if former is None else former
+    return f"{former}, then {now}"
+
+
+def _json(record):
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write_atomically(path, text):
+    """A reader sees the old text or the new one."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

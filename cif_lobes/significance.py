@@ -65,7 +65,7 @@ def compare_runs(ours, baseline, split, resamples=10_000):
     FileNotFoundError
         If a run was not scored on the set.
     ValueError
-        If two runs were scored on different utterances.
+        If two runs were scored on different utterances or references.
     """
     errors = [read_errors(run, split) for run in (*ours, *baseline)]
     for run, scored in zip((*ours, *baseline), errors, strict=True):
@@ -74,6 +74,13 @@ def compare_runs(ours, baseline, split, resamples=10_000):
                 f"{run} was scored on other utterances than {ours[0]}: {len(scored)} and "
                 f"{len(errors[0])}. Score both with evaluate.py"
             )
+        for uid, (_, length) in scored.items():
+            if length != errors[0][uid][1]:
+                raise ValueError(
+                    f"utterance {uid} has {length} reference units in {run}, "
+                    f"{errors[0][uid][1]} in {ours[0]}: one counts words and the other "
+                    "characters, or their texts differ"
+                )
     ids = sorted(errors[0])
     rows = errors[: len(ours)], errors[len(ours) :]
     result = compare(*(mean_errors(row, ids) for row in rows), resamples)

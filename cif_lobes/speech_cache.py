@@ -72,7 +72,11 @@ def build(hparams):
     # Those of like durations side by side, for batches with little padding.
     utterances = sorted(_utterances(hparams), key=lambda u: (-u.duration, u.id))
     keys = {u.id: _key(u) for u in utterances}
-    identity = {"teacher_weights": teacher.weights_hash, "layers": layers}
+    identity = {
+        "teacher_weights": teacher.weights_hash,
+        "layers": layers,
+        "dtype": hparams["dtype"],
+    }
     if is_up_to_date(path, keys, identity, hparams["overwrite"]):
         return
     frames = {

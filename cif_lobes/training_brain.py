@@ -9,10 +9,10 @@ same utterances.
 import logging
 import math
 import signal
-import time
 
 import speechbrain as sb
 import torch
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.nnet.schedulers import LinearWarmupScheduler
 from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import get_rank
@@ -88,9 +88,12 @@ class TrainingBrain(sb.Brain):
         """Divide the summed gradients by the units behind them, then step."""
         self.hparams.lr_scheduler(self.optimizer, self.optimizer_step + 1)
         units, processes = torch.tensor(float(self.group_units)), 1
+        self.stopping = self.interrupted
         if self.distributed_launch:
-            units = units.to(self.device)
-            torch.distributed.all_reduce(units)
+            # Not all processes hear a signal within the same step; they stop together.
+            totals = units.new_tensor([units, self.interrupted]).to(self.device)
+            torch.distributed.all_reduce(totals)
+            units, self.stopping = totals[0], bool(totals[1])
             # DistributedDataParallel has averaged over processes; the sum is wanted.
             processes = torch.distributed.get_world_size()
         for parameter in self.modules.parameters():
@@ -121,7 +124,7 @@ class TrainingBrain(sb.Brain):
 
     def on_stage_start(self, stage, epoch=None):
         """Fresh figures for a stage."""
-        self.epoch, self.started, self.group_units = epoch, time.time(), 0
+        self.epoch, self.group_units = epoch, 0
         if stage == sb.Stage.TRAIN:
             self.ledger = self.train_ledger
             if self.step == 0:  # not resumed within the epoch
@@ -136,7 +139,7 @@ class TrainingBrain(sb.Brain):
             self.ledger = self.train_ledger
         self.ledger.reduce(self.device)
         figures = self.ledger.summary()
-        figures["seconds"] = round(time.time() - self.started, 1)
+        figures["seconds"] = self.ledger.seconds()
         if stage == sb.Stage.TRAIN:
             self.train_figures = figures
             return
@@ -158,6 +161,11 @@ class TrainingBrain(sb.Brain):
             num_to_keep=self.hparams.num_checkpoints,
             importance_keys=[ckpt_recency],
             min_keys=[self.best_key],
+            # One from within an epoch must not take the place of an epoch's.
+            ckpt_predicate=lambda c: self.best_key in c.meta,
+        )
+        self.checkpointer.delete_checkpoints(
+            num_to_keep=0, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta
         )
 
     # --- data order, interruption, checkpoints ---
@@ -173,9 +181,21 @@ class TrainingBrain(sb.Brain):
         )
         return {**loader_kwargs, "batch_sampler": self.train_sampler}
 
+    def fit(self, *args, **kwargs):
+        """Train; a signal stops training only, and only while it lasts."""
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.interrupted = self.stopping = self.stopped = False
+        try:
+            super().fit(*args, **kwargs)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.interrupted:  # during the last validation, which has been saved
+            self.stopped = True
+            raise KeyboardInterrupt
+
     def on_fit_start(self):
         """Resume if there is something to resume; catch interruptions from here on."""
-        self.interrupted = False
         self.train_ledger = Ledger()
         self.checkpointer.add_recoverable("ledger", self.train_ledger)
         super().on_fit_start()
@@ -192,9 +212,11 @@ class TrainingBrain(sb.Brain):
     def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
         """Only between optimizer steps: half a gradient is not in a checkpoint."""
         save = super()._should_save_intra_epoch_ckpt(last_ckpt_time, steps_since_ckpt)
-        return (save or self.interrupted) and self.group_units == 0
+        return (save or self.stopping) and self.group_units == 0
 
     def _save_intra_epoch_ckpt(self):
+        self.train_ledger.gather(self.device)
         super()._save_intra_epoch_ckpt()
-        if self.interrupted:
+        if self.stopping:
+            self.stopped = True
             raise KeyboardInterrupt

@@ -80,3 +80,10 @@ def test_runs_scored_on_other_utterances_are_refused(tmp_path):
     arguments.split = "dev"
     with pytest.raises(SystemExit, match="evaluate.py"):
         tool.main(arguments)
+
+
+def test_references_of_other_length_are_refused(tmp_path):
+    a = write(tmp_path / "a", ["abcd", "abcde", "a", ""])
+    b = write(tmp_path / "b", ["abcd", "abcde", "a", ""], ["abcd", "abcdef", "a", ""])
+    with pytest.raises(ValueError, match="utt-1 has 6 reference units .* 5 in .*words"):
+        significance.compare_runs([a], [b], "test")

@@ -1,5 +1,7 @@
 """Teachers, their cache and the student's losses, with networks of random weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
@@ -214,6 +216,20 @@ def test_a_stale_cache_is_refused(corpus, ensemble, tmp_path, capsys):
         open_ensemble_cache(hparams, edited)
     with pytest.raises(ValueError, match="vocab_size is 8, expected 9"):
         open_ensemble_cache({**hparams, "vocab_size": 9}, corpus[0])
+
+
+@pytest.mark.parametrize("dtype, exact", [("float16", 2049), ("bfloat16", 257)])
+def test_truncation_that_would_round_class_numbers_is_refused(dtype, exact):
+    hparams = {"top_n": 4, "dtype": dtype, "tokenizer": SimpleNamespace()}
+    hparams["tokenizer"].vocab_size = exact
+    ensemble_extraction._check_top_n(hparams)
+    number = torch.tensor(exact - 1)
+    assert number.to(getattr(torch, dtype)).long() == number
+    hparams["tokenizer"].vocab_size = exact + 1
+    assert (number + 1).to(getattr(torch, dtype)).long() != number + 1
+    with pytest.raises(ValueError, match=f"{exact + 1:,} classes: {dtype} rounds"):
+        ensemble_extraction._check_top_n(hparams)
+    ensemble_extraction._check_top_n({**hparams, "top_n": 0})
 
 
 # Student

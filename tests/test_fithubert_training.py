@@ -30,7 +30,8 @@ class Loss(FitHuBERTBrain):
     def __init__(self, hint_weight):
         self.hparams = torch.nn.Module()
         self.hparams.hint_weight = hint_weight
-        self.ledger = Ledger()
+        self.ledger, self.distributed_launch = Ledger(), False
+        self.start_scoring()
 
     def __call__(self, student, teacher, x_lengths, stage="train"):
         return self.compute_objectives(
@@ -51,6 +52,25 @@ def test_the_loss_is_the_weighted_mean_squared_error_of_real_frames():
     torch.testing.assert_close(loss / 8, three + 0.1 * (one + two))
 
 
+def test_what_is_unexplained_does_not_depend_on_the_batch():
+    """Against the mean of the whole set, in one batch or in two unlike ones."""
+    x_lengths = torch.tensor([5, 3])
+    teacher = (torch.randn(2, 5, 8) + torch.tensor([0.0, 9.0])[:, None, None],)
+    student = {0: teacher[0] + 0.5 * torch.randn(2, 5, 8)}
+    brain = Loss(0.1)
+    brain(student, teacher, x_lengths, stage="valid")
+    together = brain.scores()["unexplained"]
+    brain.start_scoring()
+    for i in (0, 1):
+        part = slice(i, i + 1)
+        brain({0: student[0][part]}, (teacher[0][part],), x_lengths[part], "valid")
+    assert brain.scores()["unexplained"] == pytest.approx(together)
+    real = [torch.cat([x[0], x[1, :3]]) for x in (student[0], teacher[0])]
+    spread = (real[1] - real[1].mean(0)).square().sum()
+    expected = (real[0] - real[1]).square().sum() / spread
+    assert together == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_the_loss_is_zero_for_a_perfect_student_whatever_is_padded():
     x_lengths = torch.tensor([5, 3])
     teacher = tuple(torch.randn(2, 5, 8) for _ in range(4))
@@ -58,7 +78,7 @@ def test_the_loss_is_zero_for_a_perfect_student_whatever_is_padded():
     student[1][1, 3:], student[3][1, 3:] = 1e6, torch.nan
     brain = Loss(0.1)
     assert brain(student, teacher, x_lengths, stage="valid") == 0
-    assert brain.ledger.summary()["unexplained"] == 0
+    assert brain.scores()["unexplained"] == 0
 
 
 # --- training ---

@@ -1,5 +1,7 @@
 """Training that starts from the parameters of another run."""
 
+import os
+
 import pytest
 import torch
 from conftest import last_checkpoint, tiny_arguments, train
@@ -44,7 +46,8 @@ def test_all_of_it_is_taken(trained, network):
 
 def test_one_checkpoint_will_do(trained, network):
     model, tokenizer = network
-    start_from(model, max(trained.glob("save/CKPT*")), tokenizer)
+    newest = max(trained.glob("save/CKPT*"), key=os.path.getmtime)
+    start_from(model, newest, tokenizer)
     expected = last_checkpoint(trained)
     for name, value in model.state_dict().items():
         assert torch.equal(expected[name], value), name
@@ -81,6 +84,17 @@ def test_another_network_is_refused(trained, network):
     with pytest.raises(ValueError, match="init_from .*do not fit, first cif"):
         start_from(model, trained, tokenizer)
     assert not changed(model, before)
+
+
+def test_another_frozen_student_is_refused(trained, network):
+    """Here a part of the encoder stands for it."""
+    model, tokenizer = network
+    name, value = next(iter(model["encoder"].named_parameters()))
+    value.requires_grad_(False)
+    with pytest.raises(ValueError, match=f"encoder.{name} is frozen .* student_run"):
+        start_from(model, trained, tokenizer)
+    value.copy_(read_parameters(trained)[f"encoder.{name}"])
+    start_from(model, trained, tokenizer)
 
 
 def test_no_run_is_refused(tmp_path):

@@ -83,6 +83,24 @@ def test_seeds_are_averaged_and_rows_compared(two_rows):
     assert "-10.00 to +0.00 |" in page, "the second utterance has an error less"
 
 
+@pytest.mark.parametrize("option", ["--distil_after 100", "--distil_after=100"])
+def test_other_settings_are_another_row(two_rows, option):
+    """But not another seed or folder."""
+    path = two_rows / "runs/cif_hieradist_1/run.json"
+    record = json.loads(path.read_text())
+    record["commands"][0] += f" --seed 1 --output_folder x {option}"
+    path.write_text(json.dumps(record))
+    page = make_page(two_rows / "runs", two_rows / "RESULTS.md")
+    assert "| MiniSpeech/cif_hieradist (1) | test | 10.00 |" in page
+    assert "| MiniSpeech/cif_hieradist, distil_after 100 (1) | test | 20.00 |" in page
+    path = two_rows / "runs/cif_hieradist_0/run.json"
+    record = json.loads(path.read_text())
+    record["commands"][0] += f" {option}"
+    path.write_text(json.dumps(record))
+    page = make_page(two_rows / "runs", two_rows / "RESULTS.md")
+    assert "| MiniSpeech/cif_hieradist (2) | test | 15.00 |" in page
+
+
 def test_the_readme_gets_the_means(two_rows):
     readme = two_rows / "README.md"
     readme.write_text(f"before\n{results.MARKS[0]}old\n{results.MARKS[1]}after\n")

@@ -62,6 +62,8 @@ def test_the_size_is_said_first(settings, cache, tmp_path, capsys, monkeypatch):
     """Also when nothing comes of it."""
     build(settings)
     assert "is up to date" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is there and is another.*dtype"):
+        build({**settings, "dtype": "bfloat16"})
     new = {**settings, "cache": str(tmp_path / "new.h5")}
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)

@@ -54,13 +54,16 @@ def test_it_learns_and_says_what_it_did(trained):
 
 
 def test_scoring_leaves_checkpoints_alone(corpus, trained):
-    """--test_only gives the same figures and deletes nothing."""
+    """--test_only gives the same figures, deletes nothing, and did not train."""
     before = sorted(trained.rglob("CKPT*/*"))
-    figures = json.loads((trained / "run.json").read_text())["results"]["set2"]
+    record = json.loads((trained / "run.json").read_text())
+    figures = record["results"]["set2"]
     arguments = tiny_arguments(corpus, trained.parent, number_of_epochs=24)
     train([*arguments, "--test_only"])
     assert sorted(trained.rglob("CKPT*/*")) == before
-    again = json.loads((trained / "run.json").read_text())["results"]["set2"]
+    after = json.loads((trained / "run.json").read_text())
+    again = after.pop("results")["set2"]
+    assert after == {k: v for k, v in record.items() if k != "results"}
     assert {k: v for k, v in again.items() if k != "seconds"} == {
         k: v for k, v in figures.items() if k != "seconds"
     }
@@ -126,9 +129,46 @@ def test_resuming_equals_running_through(corpus, tmp_path):
     assert len(epochs(tmp_path / "b/run")) < 3
     train(resumed)
     assert epochs(tmp_path / "a/run") == epochs(tmp_path / "b/run")
+    # The average of checkpoints, too: none of them is from within an epoch.
+    figures = [
+        json.loads((tmp_path / f"{run}/run/run.json").read_text())["results"]["set2"]
+        for run in "ab"
+    ]
+    assert len({(f["loss"], f["error_rate"]) for f in figures}) == 1
+    kept = [len(list((tmp_path / f"{run}/run/save").glob("CKPT*"))) for run in "ab"]
+    assert kept[0] == kept[1]
     expected, got = (last_checkpoint(tmp_path / f"{run}/run") for run in "ab")
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
+
+
+@pytest.mark.slow
+def test_torchrun_stops_as_one_and_goes_on(corpus, tmp_path):
+    """All processes save after the same step, whichever hears the signal first."""
+    settings = {"number_of_epochs": 40, "batch_seconds": 4, "ckpt_interval_minutes": 15}
+    words = tiny_arguments(corpus, tmp_path, **settings)
+    words += ["--distributed_backend", "gloo"]
+    script = str(ROOT / "recipes/AISHELL-1/train.py")
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
+    process = subprocess.Popen(
+        [sys.executable, *launcher, script, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "epoch 2/40" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) != 0
+    assert "stopped; saved in" in output, output[-3000:]
+    done = epochs(tmp_path / "run")
+    assert 2 <= len(done) < 40
+    words[words.index("--number_of_epochs") + 1] = str(len(done) + 1)
+    train(words, processes=2)
+    assert epochs(tmp_path / "run")[: len(done)] == done
 
 
 @pytest.mark.slow

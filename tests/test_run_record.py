@@ -1,0 +1,55 @@
+"""What a run says about itself, when it goes on elsewhere and when it is cut off."""
+
+import json
+import sys
+
+import pytest
+
+from cif_lobes import run_record
+from cif_lobes.run_record import RunRecord
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Starts a run in a folder with a command and a commit."""
+
+    def start(words, commit):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        monkeypatch.setattr(run_record, "commit", lambda: commit)
+        record = RunRecord(tmp_path)
+        record.start("recipes/AISHELL-1/hparams/cif.yaml", 1, 10, "cpu")
+        return record.load()
+
+    return start
+
+
+def test_a_command_can_be_typed_again(start):
+    words = ["x.yaml", "--data_folder", "my corpus", "--test_csv", "[a.csv, it's.csv]"]
+    command = start(words, "abc")["commands"][0]
+    assert command.endswith("'my corpus' --test_csv '[a.csv, it'\"'\"'s.csv]'")
+
+
+def test_what_trained_the_first_epochs_is_not_forgotten(start):
+    assert start(["x.yaml"], "abc")["commit"] == "abc"
+    assert start(["x.yaml"], "abc")["commit"] == "abc"
+    record = start(["x.yaml", "--num_workers", "2"], "def")
+    assert record["commit"] == "abc, then def" and record["processes"] == 1
+    assert len(record["commands"]) == 2
+    assert start(["x.yaml"], "def")["commit"] == "abc, then def"
+
+
+def test_an_epoch_that_cannot_be_written_loses_none(tmp_path, monkeypatch):
+    record = RunRecord(tmp_path)
+    stage = {"loss": 1.0, "losses": {}, "seconds": 1.0}
+    record.epoch(1, 3, 0.1, 10, stage, stage, "")
+
+    def full(self, text, **kwargs):
+        with open(self, "w") as file:
+            file.write(text[:20])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        record.epoch(2, 3, 0.1, 20, stage, stage, "")
+    assert [e["epoch"] for e in record.epochs()] == [1]
+    assert json.loads((tmp_path / "epochs.jsonl").read_text())["updates"] == 10
