@@ -78,6 +78,8 @@ def main(given):
     changed = {n: v for n in (*SWEPT, "lm") if (v := getattr(given, n)) is not None}
     chosen = {**(sweep.read(given.run) if given.swept else {}), **changed}
     lm = chosen.pop("lm", None)
+    if given.lm_weight and not lm:
+        raise SystemExit("--lm_weight: the sweep chose no language model, give --lm")
     overrides = {n: chosen[n] for n in OF_YAML if n in chosen and not given.sweep}
     if given.eval_batch_seconds:
         overrides["eval_batch_seconds"] = given.eval_batch_seconds

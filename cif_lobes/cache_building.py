@@ -3,15 +3,10 @@
 import contextlib
 import math
 import os
-import shlex
 import sys
 
+from cif_lobes.run_record import this_command
 from cif_lobes.teacher_cache import TeacherCache
-
-
-def this_command():
-    """This command line, for messages that name the next one."""
-    return shlex.join(["python", *sys.argv])
 
 
 def build_command():

@@ -19,11 +19,12 @@ import runpy
 import shutil
 import sys
 import textwrap
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+
+from cif_lobes.yaml_settings import Setting, compose, header, yaml_settings
 
 # Run options that --help explains; the others are given by name only.
 MAIN_RUN_OPTIONS = """device precision eval_precision grad_accumulation_factor
@@ -32,23 +33,6 @@ ckpt_interval_steps test_only debug debug_batches debug_epochs noprogressbar"""
 
 # Ending of the options that take several values: --jit_module_keys encoder decoder.
 LIST_OPTIONS = "_module_keys"
-
-# Around the text of "# --- section ---" or "# #### section ####".
-DECORATION = re.compile(r"^[\s#=*-]+|[\s#=*-]+$")
-
-# Tags of values that are written out in the yaml; any other "!" tag builds an object.
-VALUE_TAGS = ("!ref", "!copy", "!tuple", "!PLACEHOLDER")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One top-level entry of a HyperPyYAML file."""
-
-    key: str
-    value_text: str | None  # as written, on one line; None for objects and mappings
-    comment: str  # behind the value, or right above the key
-    section: str = ""  # the comment that opens its section, without decoration
-    required: bool = False  # the value is !PLACEHOLDER
 
 
 def parse(argv, default_yaml, description):
@@ -120,96 +104,6 @@ def parse(argv, default_yaml, description):
                 text = "true" if arity == 0 else json.dumps(values)
             overrides.append(f"{flag[2:]}: {text}")
     return hparams_file, _speechbrain_run_opts(run_argv), "\n".join(overrides)
-
-
-def yaml_settings(path):
-    """Top-level settings of a HyperPyYAML file, in its order, with their comments.
-
-    A comment block after a blank line opens a section; comment lines right under
-    another setting belong to the setting below them.
-
-    Arguments
-    ---------
-    path : str or Path
-        The yaml. Nothing in it is built, so its objects need not be importable.
-
-    Returns
-    -------
-    settings : list of Setting
-
-    Raises
-    ------
-    ruamel.yaml.error.YAMLError
-        If the file is not valid YAML.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp(), "cif.yaml")
-    >>> _ = path.write_text("lr: 3.0e-4  # peak learning rate")
-    >>> [(s.key, s.value_text, s.comment) for s in yaml_settings(path)]
-    [('lr', '3.0e-4', 'peak learning rate')]
-    """
-    text = Path(path).read_text(encoding="utf-8")
-    lines = text.split("\n")
-    settings, section = [], ""
-    for key, value in _compose(text).value:
-        line = key.start_mark.line
-        start = _comment_start(lines, line)
-        above = " ".join(DECORATION.sub("", x) for x in lines[start:line]).strip()
-        if start == 0:  # the header of the file
-            above = ""
-        elif above and not lines[start - 1].strip():
-            section, above = above, ""
-        comment = f"{above} {_comment_behind(text, key, value)}".strip()
-        required = value.tag == "!PLACEHOLDER"
-        value_text = _value_text(text, value)
-        settings.append(Setting(key.value, value_text, comment, section, required))
-    return settings
-
-
-def _compose(text):
-    """Nodes of a YAML 1.2 text, the version in which HyperPyYAML reads overrides."""
-    return YAML(typ="safe", pure=True).compose(text)
-
-
-def _comment_start(lines, end):
-    """First of the comment lines that end right above line ``end``."""
-    while end > 0 and lines[end - 1].startswith("#"):
-        end -= 1
-    return end
-
-
-def _source(text, node):
-    return text[node.start_mark.index : node.end_mark.index]
-
-
-def _value_text(text, node):
-    """A value as written, on one line; None for mappings and objects."""
-    if node.id == "mapping" or node.tag[0] == "!" and node.tag not in VALUE_TAGS:
-        return None
-    if node.id == "sequence":
-        items = [_value_text(text, item) for item in node.value]
-        return None if None in items else f"[{', '.join(items)}]"
-    return " ".join(_source(text, node).split()) or "null"
-
-
-def _comment_behind(text, key, value):
-    """Comment on the line of a setting and on the indented comment lines below it."""
-    # An empty value and a block end further down; their comment is behind the key.
-    inline = _source(text, value) and getattr(value, "flow_style", True)
-    end = (value if inline else key).end_mark.index
-    match = re.compile(r"[^#\n]*#(.*(?:\n[ \t]+#.*)*)").match(text, end)
-    return " ".join(re.sub(r"\n\s*#", " ", match[1]).split()) if match else ""
-
-
-def _header(path):
-    """The comment that opens a yaml, without its ``#``."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    key = next(i for i, line in enumerate(lines) if line.strip() and line[0] != "#")
-    # The block right above the first key is a section's, unless it is the only one.
-    header = "\n".join(lines[: _comment_start(lines, key) or key]).strip()
-    return re.sub(r"^# ?", "", header, flags=re.MULTILINE)
 
 
 def _run_options():
@@ -289,7 +183,7 @@ def _as_yaml(flag, word, setting):
     word = word.strip()
     starts_yaml = word.startswith(("[", "{", "!", "'", '"'))
     try:
-        node = _compose(word)
+        node = compose(word)
     except YAMLError as error:
         if word[0] in "[{":
             _fail(
@@ -299,6 +193,9 @@ def _as_yaml(flag, word, setting):
         node = None
     # "no" and "off" are strings in YAML 1.2, and a string counts as true.
     is_bool = node is not None and node.tag == "tag:yaml.org,2002:bool"
+    # A path alone would be read letter by letter.
+    if f"{setting.value_text}"[0] == "[" and not starts_yaml and word != "null":
+        _fail(f"{flag} {word}: a list expected, write {flag} '[{word}]'")
     wants_bool = str(setting.value_text).lower() in ("true", "false")
     if wants_bool and not is_bool and not starts_yaml:
         _fail(f"{flag} {word}: true or false expected, as {setting.value_text}")
@@ -337,7 +234,7 @@ def _help_text(hparams_file, settings, run_options, description):
         f"usage: python {sys.argv[0]} [HPARAMS.yaml] [--key VALUE ...]",
         textwrap.dedent(description).strip(),
         f"{_shown(hparams_file)}:",
-        textwrap.indent(_header(hparams_file), "  "),
+        textwrap.indent(header(hparams_file), "  "),
         "Values are YAML: 1e-3, true, null, '[1, 2]'. <name> stands for that setting.",
         *_tables(sections, width),
         *_tables({"Run options of SpeechBrain": main}, width),

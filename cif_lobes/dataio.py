@@ -56,11 +56,25 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
     Returns
     -------
     DynamicItemDataset
+
+    Raises
+    ------
+    ValueError
+        If the manifest has no utterance, or one without transcript.
     """
     rows = {
         u.id: {"duration": u.duration, "wav": u.wav, "wrd": u.wrd}
         for u in read_manifest(manifest)
     }
+    if not rows:
+        raise ValueError(f"{manifest} has no utterance, only a header")
+    silent = [utt_id for utt_id, row in rows.items() if not row["wrd"]]
+    if silent:
+        raise ValueError(
+            f"{manifest}: {silent[0]} has no transcript ({len(silent):,} of {len(rows):,} "
+            "have none): there is nothing to learn from it or to score it by. Take such "
+            "rows out, or recognise the files with: python -m cif_lobes.inference"
+        )
 
     def signal(wav):
         return read_audio(wav, sample_rate)

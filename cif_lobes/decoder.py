@@ -13,6 +13,7 @@ import torch
 from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
 from torch import nn
 
+MAX_TOKENS = 2500  # of an utterance: positions of a decoder
 FIRST_ROOM = 16  # steps that a state can hold before its memory is doubled
 
 
@@ -192,7 +193,7 @@ class CIFDecoder(nn.Module):
             self.embedding = nn.Embedding(vocab_size, d_model)
             nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
             self.project_in = nn.Linear(2 * d_model, d_model, bias=False)
-        self.positions = PositionalEncoding(d_model, max_len=2500)
+        self.positions = PositionalEncoding(d_model, max_len=MAX_TOKENS)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             DecoderLayer(d_model, nhead, d_ffn, layer_dropout)
@@ -266,6 +267,11 @@ class CIFDecoder(nn.Module):
     def _run(self, vectors, x, state=None, valid_mask=None):
         """U steps, after those of the state if there is one."""
         past = state.past if state else 0
+        if past + x.shape[1] > MAX_TOKENS:
+            raise ValueError(
+                f"{past + x.shape[1]:,} tokens in an utterance, the decoder has "
+                f"{MAX_TOKENS:,} positions: cut the audio at pauses (a stream: finish())"
+            )
         x = self.dropout(x + self.positions.pe[:, past : past + x.shape[1]].to(x.dtype))
         for number, layer in enumerate(self.layers):
             remember = partial(state.append, number) if state else None

@@ -3,7 +3,6 @@
 import logging
 import os
 import pathlib
-import shlex
 import shutil
 import sys
 
@@ -26,7 +25,7 @@ from cif_lobes.dataio import (
 from cif_lobes.distillation import open_cache, used_modules
 from cif_lobes.manifest import read_manifest
 from cif_lobes.pretrained import start_from
-from cif_lobes.run_record import RunRecord
+from cif_lobes.run_record import RunRecord, this_command
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.validation import prepare_own_data
 
@@ -241,12 +240,12 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             valid_loader_kwargs=valid_options,
         )
     except KeyboardInterrupt:
-        command = shlex.join([sys.executable, *sys.argv])
         folder = hparams["save_folder"]
         saved = (
             f"saved in {folder}" if brain.stopped else f"not saved again in {folder}"
         )
-        sys.exit(f"stopped; {saved}. Go on with:\n  {command}")
+        message = f"stopped; {saved}. Go on with:\n  {this_command()}"
+        sys.exit(message if if_main_process() else 1)
 
 
 def load_run(folder, overrides=None, run_opts=None):

@@ -208,7 +208,8 @@ def read_run(folder, average=None, num_checkpoints=None):
     FileNotFoundError
         If the folder holds no run.
     ValueError
-        If the run's searcher has a scorer, which would not be exported.
+        If it holds another kind of run, or the run's searcher has a scorer, which would
+        not be exported.
     """
     folder = pathlib.Path(folder)
     for name in ("hyperparams.yaml", "save"):
@@ -219,6 +220,11 @@ def read_run(folder, average=None, num_checkpoints=None):
             )
     yaml = YAML()  # keeps !new and !name as they are written
     settings = yaml.load(folder / "hyperparams.yaml")
+    if "cif" not in settings:
+        raise ValueError(
+            f"{folder} is no run of a CIF recogniser: it trained "
+            f"{', '.join(settings['modules'])}"
+        )
     if settings["searcher"].get("scorer"):
         raise ValueError(
             f"{folder}: its searcher has a scorer, and an exported recogniser has none: "

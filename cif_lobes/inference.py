@@ -20,7 +20,15 @@ from tqdm import tqdm
 from cif_lobes.alignment import FrameClock, frame_clock, token_spans
 from cif_lobes.dataio import read_audio
 from cif_lobes.export import PARAMETERS, open_export, open_run
-from cif_lobes.transcript import FORMATS, PAUSE, Token, Transcript, words_of
+from cif_lobes.transcript import (
+    FORMATS,
+    PAUSE,
+    Token,
+    Transcript,
+    check_format,
+    skip_message,
+    words_of,
+)
 
 
 class Window(NamedTuple):
@@ -282,22 +290,21 @@ def main(argv=None):
     add("--max_seconds", type=float, default=20.0, help="cut longer files at pauses")
     add("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args(argv)
-    if given.format == "srt" and len(given.files) > 1:
-        parser.error(f"srt is for one file, got {len(given.files)}: run it for each")
+    check_format(parser, given)
+    if given.max_seconds < 1:
+        parser.error(f"--max_seconds {given.max_seconds:g}: at least 1")
     skipped = []
 
     def skip(file, error):
         skipped.append(file)
-        known = pathlib.Path(file).exists()
-        cause = f"{error} Try: ffmpeg -i IN OUT.flac" if known else "no such file"
-        tqdm.write(f"skipped {file}: {cause}", file=sys.stderr)
+        tqdm.write(skip_message(file, error), file=sys.stderr)
 
     is_export = pathlib.Path(given.model, PARAMETERS).exists()
     load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
     changed = {"beam_size": given.beam} if given.beam else None
     try:
         recognizer = load(given.model, changed, given.device)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.error(error)
     transcripts = recognizer.transcribe(
         given.files, given.batch_seconds, given.max_seconds, skip, progress=True

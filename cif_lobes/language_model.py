@@ -19,6 +19,7 @@ from cif_lobes.manifest import read_rows
 from cif_lobes.tokens import SPECIALS
 
 BEST_KEY = "perplexity"
+POSITIONS = 2500  # of SpeechBrain's TransformerLM
 
 
 def read_sentences(path):
@@ -136,6 +137,11 @@ def check_text(text, name, batch_tokens, max_oov):
         raise ValueError(
             f"{name}: its longest sentence has {longest:,} tokens, batch_tokens is "
             f"{batch_tokens:,}: write one sentence a line, or raise --batch_tokens"
+        )
+    if longest > POSITIONS:
+        raise ValueError(
+            f"{name}: its longest sentence has {longest:,} tokens, SpeechBrain's "
+            f"TransformerLM has {POSITIONS:,} positions: write one sentence a line"
         )
 
 
@@ -262,7 +268,7 @@ def _load_ngram(path, tokenizer):
         raise ValueError(
             f"n-gram {path} does not know {len(missing):,} of the {len(symbols):,} "
             f"tokens of {tokenizer.path}, first {missing[0]!r}: its text must have the "
-            "recogniser's tokens as words, for characters: sed 's/./& /g'"
+            "recogniser's tokens as words, for characters: LC_ALL=C.UTF-8 sed 's/./& /g'"
         )
     return scorer
 

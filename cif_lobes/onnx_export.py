@@ -125,19 +125,25 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
     Raises
     ------
     FileNotFoundError, ValueError
-        As `cif_lobes.export.read_run`.
+        As `cif_lobes.export.read_run`; also if there is no graph for such a network.
     FileExistsError
         If there is something in out_folder.
     """
     hparams = open_run(run_folder, None, average, num_checkpoints)
+    hparams["model"].eval()
+    fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
+    if not decoder.autoregressive or not hasattr(fire.features, "fbank"):
+        raise ValueError(
+            f"{run_folder}: ONNX is for log-mel features and a decoder with previous "
+            "tokens, not for a frozen student or autoregressive: False. Use --format "
+            "speechbrain"
+        )
     out_folder = pathlib.Path(out_folder)
     out_folder.mkdir(parents=True, exist_ok=True)
     if any(out_folder.iterdir()):
         raise FileExistsError(
             f"{out_folder} is not empty: give a new folder, or delete this one first"
         )
-    hparams["model"].eval()
-    fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
     hop = fire.features.hop / hparams["sample_rate"]
     strides = fire.encoder.frontend.strides
     start, step = frame_clock(strides, len(fire.encoder.pool_after), hop)

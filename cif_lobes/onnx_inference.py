@@ -1,16 +1,17 @@
-"""Recognise recordings with an ONNX export: numpy and onnxruntime, no PyTorch.
+"""Recognise recordings with an ONNX export: onnxruntime, numpy, soundfile, no PyTorch.
 
 python evaluate.py export results/AISHELL-1/cif/1986 my_onnx --format onnx
-python -m cif_lobes.onnx_inference my_onnx *.wav --format srt
+python -m cif_lobes.onnx_inference my_onnx *.wav
 
-Greedy, one recording at a time, as long as the network can take; for beams, batches and
-long files there is `cif_lobes.inference`.
+Other sample rates need scipy. Greedy, one recording at a time, as long as the network can
+take; for beams, batches and long files there is `cif_lobes.inference`.
 """
 
 import argparse
 import json
 import math
 import pathlib
+import sys
 
 import numpy as np
 import onnxruntime
@@ -18,7 +19,14 @@ import soundfile
 
 from cif_lobes.alignment import FrameClock
 from cif_lobes.tokens import SPACE
-from cif_lobes.transcript import FORMATS, Token, Transcript, words_of
+from cif_lobes.transcript import (
+    FORMATS,
+    Token,
+    Transcript,
+    check_format,
+    skip_message,
+    words_of,
+)
 
 
 class OnnxRecognizer:
@@ -61,6 +69,8 @@ class OnnxRecognizer:
     def transcribe_file(self, path):
         """Recognise any file that libsndfile reads; see `transcribe`."""
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        if not len(audio):
+            raise ValueError("it holds no samples.")
         audio = audio.mean(axis=1)
         if rate != self.sample_rate:
             from scipy.signal import resample_poly
@@ -124,9 +134,7 @@ class OnnxRecognizer:
     def _text(self, ids):
         """What tokens spell; a mark stands before the first piece of a word."""
         pieces = (self.settings["tokens"][token] for token in ids)
-        text = "".join(pieces).replace(SPACE, " ").strip(" ")
-        # As WordPieceTokenizer does: BERT splits "don't" into three.
-        return text.replace(" ' ", "'")
+        return "".join(pieces).replace(SPACE, " ").strip(" ")
 
 
 def main(argv=None):
@@ -141,13 +149,22 @@ def main(argv=None):
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args(argv)
+    check_format(parser, given)
     try:
         recognizer = OnnxRecognizer(given.model, given.threads)
     except FileNotFoundError as error:
         parser.error(error)
+    skipped = []
     for file in given.files:
-        transcript = recognizer.transcribe_file(file)
-        print(FORMATS[given.format](file, transcript), end="")
+        try:
+            transcript = recognizer.transcribe_file(file)
+        except (OSError, ValueError, soundfile.SoundFileError) as error:
+            skipped.append(file)
+            print(skip_message(file, error), file=sys.stderr)
+        else:
+            print(FORMATS[given.format](file, transcript), end="")
+    if skipped:
+        sys.exit(f"{len(skipped)} of {len(given.files)} files could not be read")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ the command, the commit, the seed, the hardware, the size of the network, the re
 """
 
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -15,6 +16,8 @@ import time
 
 import torch
 from speechbrain.utils.distributed import main_process_only
+
+logger = logging.getLogger(__name__)
 
 
 def hardware(device="cpu", processes=1):
@@ -42,6 +45,17 @@ def hardware(device="cpu", processes=1):
                 name = line.split(":", 1)[1].strip()
                 break
     return f"{os.cpu_count()}x {name}, {torch.get_num_threads()} threads"
+
+
+def this_command():
+    """The command line of this process, of torchrun's if that has started it."""
+    words, processes = sys.argv, int(os.environ.get("WORLD_SIZE", 1))
+    if processes == 1:
+        return shlex.join(["python", *words])
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    nodes = processes // local
+    where = "--standalone" if nodes == 1 else f"--nnodes={nodes}"
+    return shlex.join(["torchrun", where, f"--nproc_per_node={local}", *words])
 
 
 def commit():
@@ -87,12 +101,18 @@ class RunRecord:
     def start(self, hparams_file, seed, parameters, device):
         """Describe the run; one that goes on adds its command, and what has changed."""
         record = json.loads(self.path.read_text()) if self.path.exists() else {}
-        command = shlex.join([os.path.basename(sys.executable), *sys.argv])
+        command = this_command()
         record["yaml"] = os.path.relpath(hparams_file)
         record.setdefault("commands", [])
         if command not in record["commands"]:
             record["commands"].append(command)
         processes = int(os.environ.get("WORLD_SIZE", 1))
+        former = str(record.get("processes", processes)).split(", then ")[-1]
+        if former != str(processes):
+            logger.warning(
+                f"{self.path.parent} was trained by {former} processes and goes on with "
+                f"{processes}: an update now is of {processes} batches"
+            )
         record.update(
             commit=_then(record.get("commit"), commit()),
             seed=seed,

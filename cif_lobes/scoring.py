@@ -1,8 +1,11 @@
 """Character or word error rate with its substitutions, deletions and insertions."""
 
+import re
+
 from speechbrain.dataio.wer import print_alignments, print_wer_summary
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 
+UNITS = re.compile(r"<unk>|\S")
 NAMES = {"char": "CER", "word": "WER", "phone": "PER"}
 
 
@@ -44,7 +47,8 @@ class ErrorRate:
         )
 
     def _split(self, text):
-        return list(text.replace(" ", "")) if self.unit == "char" else text.split()
+        # A token that is no character of the vocabulary stands for one.
+        return UNITS.findall(text) if self.unit == "char" else text.split()
 
     def summary(self):
         """Counts of the set, as plain numbers that a checkpoint's meta can hold."""

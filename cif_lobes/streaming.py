@@ -72,6 +72,11 @@ class StreamingRecognizer:
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
         encoder, features = self.fire.encoder, self.fire.features
+        if not self.searcher.decoder.autoregressive:
+            raise ValueError(
+                "a decoder with autoregressive: False waits for the end of the utterance, "
+                "a stream has none: train one with previous tokens"
+            )
         hop = features.hop / self.sample_rate
         strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
         self.clock = frame_clock(strides, num_pools, hop)

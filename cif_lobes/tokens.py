@@ -197,6 +197,9 @@ class WordTokenizer(Tokenizer):
     def _join(self, ids):
         return " ".join(self._symbols[i] for i in ids)
 
+    def _piece(self, index):
+        return SPACE + self._symbols[index]
+
 
 class SentencePieceTokenizer(Tokenizer):
     """SentencePiece units (https://arxiv.org/abs/1808.06226).
@@ -289,8 +292,10 @@ class WordPieceTokenizer(Tokenizer):
 
     The recogniser's tokens are the teacher's own, so its states match them one to one.
     Only pieces that occur in the training text become outputs: the network predicts
-    hundreds or thousands of symbols, not the teacher's 30,522. Decoding needs the
-    vocabulary file alone; the teacher's is read when text is split.
+    hundreds or thousands of symbols, not the teacher's 30,522. BERT splits "don't" into
+    three words; here all pieces but the first of what stands between spaces have the ##
+    of a continuation, so that decoding gives the text back. Decoding needs the vocabulary
+    file alone; the teacher's is read when text is split.
 
     Arguments
     ---------
@@ -327,12 +332,19 @@ class WordPieceTokenizer(Tokenizer):
 
             self._model = BertWordPieceTokenizer(str(self.teacher_vocab))
         encoded = self._model.encode(text, add_special_tokens=False)
-        return list(zip(encoded.tokens, encoded.offsets, strict=True))
+        pieces, before = [], None
+        for piece, (start, end) in zip(encoded.tokens, encoded.offsets, strict=True):
+            # Chinese has no spaces, and needs none to be read.
+            inside = start == before and self.language != "zh"
+            if inside and piece != "[UNK]" and not piece.startswith("##"):
+                piece = f"##{piece}"
+            pieces.append((piece, (start, end)))
+            before = end
+        return pieces
 
     def _join(self, ids):
-        text = " ".join(self._symbols[i] for i in ids).replace(" ##", "")
-        # "don ' t" is how BERT splits "don't"; scoring wants the word back.
-        return text.replace(" ' ", "'")
+        text = " ".join(self._symbols[i] for i in ids)
+        return text.replace(" ##", "").removeprefix("##")
 
     def _piece(self, index):
         piece = self._symbols[index]

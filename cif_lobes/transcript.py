@@ -12,6 +12,19 @@ MAX_WORD = 1.0  # seconds; a span that is longer begins with a pause
 MAX_CUE = 5.0  # seconds of speech in a subtitle
 
 
+def check_format(parser, given):
+    """See that --format can hold all files."""
+    if given.format == "srt" and len(given.files) > 1:
+        parser.error(f"srt is for one file, got {len(given.files)}: run it for each")
+
+
+def skip_message(file, error):
+    """What is said of a file that cannot be read."""
+    known = pathlib.Path(file).exists()
+    cause = f"{error} Try: ffmpeg -i IN OUT.flac" if known else "no such file"
+    return f"skipped {file}: {cause}"
+
+
 class Token(NamedTuple):
     """A token or word, when it fired, and how sure the network was."""
 

@@ -325,6 +325,7 @@ def test_broken_yaml_names_its_line(capsys):
     [
         (["hparams/cif.yaml", "--betas", "[0.9,", "0.98]"], "one yaml expected"),
         (["--betas", "[0.9"], "--betas [0.9: not valid YAML"),
+        (["--betas", "0.9"], "--betas 0.9: a list expected, write --betas '[0.9]'"),
         (["--skip_prep", "no"], "--skip_prep no: true or false expected"),
         (["--debug=True"], "--debug is a switch: write it without '=True'"),
         (["--precision", "fp17"], "argument --precision: invalid choice: 'fp17'"),

@@ -33,6 +33,13 @@ def test_it_reads_what_scoring_writes(tmp_path):
     }
 
 
+def test_an_unknown_token_is_one_character():
+    rate = ErrorRate("char")
+    rate.append(["a"], ["我<unk> 好"], ["我龙好"])
+    assert rate.summary()["error_rate"] == pytest.approx(100 / 3)
+    assert rate.summary()["substitutions"] == 1
+
+
 def test_seeds_are_averaged_by_utterance(tmp_path):
     runs = [
         significance.read_errors(write(tmp_path / name, hypotheses), "test")

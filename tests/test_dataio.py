@@ -25,6 +25,19 @@ def tones(tmp_path_factory):
     return make_dataset(csv, tokenizer, 16000), tokenizer
 
 
+def test_what_has_no_transcript_is_refused(tmp_path):
+    csv = write_corpus(tmp_path, 3, 6)
+    tokenizer = CharTokenizer(tmp_path / "chars", 8, "en").fit(["abcd"])
+    head, *rows = csv.read_text().splitlines()
+    rows[1] = rows[1].rsplit(",", 1)[0] + ","
+    csv.write_text("\n".join([head, *rows]) + "\n")
+    with pytest.raises(ValueError, match=r"utt6-001 has no transcript \(1 of 3"):
+        make_dataset(csv, tokenizer, 16000)
+    csv.write_text(f"{head}\n")
+    with pytest.raises(ValueError, match="has no utterance, only a header"):
+        make_dataset(csv, tokenizer, 16000)
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
 @pytest.mark.parametrize("rate, channels", [(16000, 1), (11025, 2), (44100, 1)])
 def test_any_format_rate_and_channels(tmp_path, suffix, rate, channels):

@@ -286,9 +286,14 @@ def test_command_line(exported, utterances, tmp_path, capsys):
 
 
 def test_command_line_refuses(trained, tmp_path, capsys):
+    other = tmp_path / "lm"
+    (other / "save").mkdir(parents=True)
+    (other / "hyperparams.yaml").write_text("modules: {lm: 1}\n")
     for arguments, message in (
         ([tmp_path, "a.wav"], "is not a run folder: no hyperparams.yaml"),
         ([trained, "a.wav", "b.wav", "--format", "srt"], "srt is for one file, got 2"),
+        ([trained, "a.wav", "--max_seconds", "0.5"], "--max_seconds 0.5: at least 1"),
+        ([other, "a.wav"], "is no run of a CIF recogniser: it trained lm"),
     ):
         with pytest.raises(SystemExit) as stop:
             main([str(argument) for argument in arguments])

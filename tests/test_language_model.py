@@ -181,6 +181,15 @@ def test_bad_text_fails_first(tmp_path, tokenizer, sentences, message):
         check_text(TokenText([tmp_path / "text"], tokenizer), "train_text", 100, 1.0)
 
 
+def test_a_sentence_beyond_the_positions_is_refused(tmp_path, tokenizer):
+    """However large a batch may be."""
+    (tmp_path / "text").write_text("ab" * 1249 + "a\n")
+    check_text(TokenText([tmp_path / "text"], tokenizer), "train_text", 9999, 1.0)
+    (tmp_path / "text").write_text("ab" * 1250 + "\n")
+    with pytest.raises(ValueError, match="2,501 tokens.*2,500 positions"):
+        check_text(TokenText([tmp_path / "text"], tokenizer), "train_text", 9999, 1.0)
+
+
 def test_manifests_are_text_too(tmp_path, tokenizer):
     """Their audio need not be there."""
     rows = ["ID,wav,wrd", "u1,a.wav,ab", "u2,b.wav,"]

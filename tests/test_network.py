@@ -6,7 +6,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from cif_lobes.decoder import CIFDecoder
+from cif_lobes.decoder import MAX_TOKENS, CIFDecoder, DecoderState
 from cif_lobes.encoder import ConformerEncoder
 from cif_lobes.features import LogMel
 
@@ -127,6 +127,13 @@ def test_steps_equal_teacher_forcing(decoder):
         step, state = decoder.step(vectors[:, u], before, tokens[:, u], state)
         torch.testing.assert_close(step, logits[:, u], atol=1e-5, rtol=1e-5)
         before = vectors[:, u]
+
+
+def test_an_utterance_beyond_the_positions_is_refused(decoder):
+    state, before = DecoderState(), torch.zeros(1, 16)
+    state.past = MAX_TOKENS
+    with pytest.raises(ValueError, match="2,501 tokens in an utterance.*cut the audio"):
+        decoder.step(before, before, torch.tensor([3]), state)
 
 
 def test_decoder_is_causal(decoder):

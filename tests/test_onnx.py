@@ -12,11 +12,18 @@ from conftest import speak
 from speechbrain.processing.features import STFT
 
 from cif_lobes.dataio import read_audio
+from cif_lobes.export import open_run
 from cif_lobes.inference import CIFRecognizer
 from cif_lobes.manifest import read_manifest
 from cif_lobes.onnx_export import ConvSTFT, export_onnx
 from cif_lobes.onnx_inference import OnnxRecognizer, main
-from cif_lobes.tokens import SPACE, CharTokenizer, SentencePieceTokenizer
+from cif_lobes.streaming import StreamingRecognizer
+from cif_lobes.tokens import (
+    SPACE,
+    CharTokenizer,
+    SentencePieceTokenizer,
+    WordTokenizer,
+)
 
 RATE = 16000
 
@@ -118,12 +125,42 @@ def test_export_refuses(trained, exported, tmp_path):
         export_onnx(tmp_path, tmp_path / "out")
 
 
+def test_networks_without_a_graph_are_refused_before_anything_is_written(
+    trained, tmp_path, monkeypatch
+):
+    hparams = open_run(trained)
+    hparams["decoder"].autoregressive = False
+    monkeypatch.setattr("cif_lobes.onnx_export.open_run", lambda *_: hparams)
+    with pytest.raises(ValueError, match="not for a frozen student or autoregressive"):
+        export_onnx(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="waits for the end of the utterance"):
+        StreamingRecognizer(hparams)
+
+
+def test_files_that_cannot_be_read_are_skipped(exported, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", speak("abcd"), 16000)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, "float32"), 16000)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF, but no more")
+    files = [str(tmp_path / f"{n}.wav") for n in ("broken", "missing", "empty", "a")]
+    with pytest.raises(SystemExit, match="3 of 4 files could not be read"):
+        main([str(exported), *files])
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{files[3]}\t") and out.count("\n") == 1
+    for file in files[:3]:
+        assert f"skipped {file}: " in err
+    with pytest.raises(SystemExit):
+        main([str(exported), *files, "--format", "srt"])
+    assert "srt is for one file" in capsys.readouterr().err
+
+
 def test_pieces_spell_what_decode_does(onnx, tmp_path):
     """Words of SentencePiece units, characters; symbols that nothing uses."""
     texts = ["the cat sat", "the dog sat", "a cat ran to the dog"]
     onnx_settings = onnx.settings
     for tokenizer in (
         SentencePieceTokenizer(tmp_path / "pieces.model", 26, "en").fit(texts),
+        WordTokenizer(tmp_path / "words.txt", 12, "en").fit(texts),
         CharTokenizer(tmp_path / "chars.txt", 30, "en").fit(texts),
     ):
         pieces = tokenizer.pieces()
@@ -132,5 +169,5 @@ def test_pieces_spell_what_decode_does(onnx, tmp_path):
         for text in texts:
             assert onnx._text(tokenizer.encode(text)) == text
         is_marked = any(piece.startswith(SPACE) for piece in pieces)
-        assert is_marked == isinstance(tokenizer, SentencePieceTokenizer)
+        assert is_marked != isinstance(tokenizer, CharTokenizer)
     onnx.settings = onnx_settings

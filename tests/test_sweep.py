@@ -153,6 +153,13 @@ def test_wrong_combinations(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_weight_without_a_language_model_is_refused(run, monkeypatch):
+    """Also when it is the sweep that chose none."""
+    monkeypatch.setattr(sweep, "read", lambda run: {"beam": 2, "lm": None})
+    with pytest.raises(SystemExit, match="chose no language model"):
+        call(run, "--swept", "--lm_weight", "0.3")
+
+
 def test_nothing_was_swept(run):
     with pytest.raises(FileNotFoundError, match="--sweep"):
         call(run, "--swept")

@@ -4,7 +4,9 @@ import pickle
 
 import pytest
 
+from cif_lobes.alignment import TokenSpan, word_spans
 from cif_lobes.tokens import (
+    SPACE,
     CharTokenizer,
     SentencePieceTokenizer,
     WordPieceTokenizer,
@@ -34,6 +36,27 @@ def test_round_trip(tokenizer):
         ids = tokenizer.encode(text)
         assert all(4 <= i < tokenizer.vocab_size for i in ids)
         assert tokenizer.decode(ids) == text.lower()
+
+
+@pytest.mark.parametrize(
+    "text", ["the boys' room", "'tis so", "mother-in-law", "rock 'n' roll", "a-b c"]
+)
+def test_wordpieces_keep_what_stands_between_spaces(tmp_path, text):
+    """BERT cuts at punctuation, too; a hypothesis can also begin within a word."""
+    vocab = tmp_path / "vocab.txt"
+    words = "the boys room tis so mother in law rock n roll a b c ' -".split()
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]))
+    made = WordPieceTokenizer(tmp_path / "words.txt", 40, "en", vocab).fit([text])
+    ids = made.encode(text)
+    assert made.decode(ids) == text
+    spelt = "".join(made.pieces()[i] for i in ids).replace(SPACE, " ").strip()
+    assert spelt == text
+    for i, start in enumerate(made.offsets(text)):
+        rest = made.decode(ids[i:])
+        assert not rest.startswith("#") and rest == text[start[0] :]
+        names = [made.decode([token]) for token in ids[i:]]
+        spans = [TokenSpan(name, n, n + 1) for n, name in enumerate(names)]
+        assert [w.token for w in word_spans(spans, rest)] == rest.split()
 
 
 def test_specials_are_not_text(tokenizer):

@@ -9,7 +9,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
-from cif_lobes.cli import yaml_settings
+from cif_lobes.yaml_settings import yaml_settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
