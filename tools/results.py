@@ -77,20 +77,25 @@ def comparison(rows):
         "|---|---|---:|---:|---:|",
     ]
     for name, runs in rows.items():
-        for split in runs[0]["results"]:
+        for split in common_sets(runs):
             row = f"| {name} ({len(runs)}) | {split} | {mean(runs, split):.2f} "
-            folders = [[r["folder"] for r in group] for group in (runs, baseline)]
-            if runs is baseline or not all(
-                has_scores(f, split) for f in sum(folders, [])
-            ):
-                lines.append(f"{row}| | |")
-                continue
-            found = compare_runs(*folders, split, resamples=2000)
-            lines.append(
-                f"{row}| {found['difference']:+.2f} ({found['relative']:+.1%}) "
-                f"| {found['low']:+.2f} to {found['high']:+.2f} |"
-            )
+            found = None if runs is baseline else against(runs, baseline, split)
+            if found:
+                row += (
+                    f"| {found['difference']:+.2f} ({found['relative']:+.1%}) "
+                    f"| {found['low']:+.2f} to {found['high']:+.2f} |"
+                )
+            lines.append(row if found else f"{row}| | |")
     return "\n".join(lines) + "\n\n"
+
+
+def against(runs, baseline, split):
+    """Paired bootstrap of two rows; None if not all runs have the set's scores."""
+    both = [[run["folder"] for run in row] for row in (runs, baseline)]
+    scores = f"errors_{split}.txt"
+    if not all((folder / scores).exists() for row in both for folder in row):
+        return None
+    return compare_runs(*both, split, resamples=2000)
 
 
 def summary(sections, published):
@@ -103,29 +108,25 @@ def summary(sections, published):
         lines.append(f"| the whole corpus | {row} | {figures} | not yet | |")
     for data, runs in sections.items():
         for name, group in by_row(r for r in runs if not is_student(r)).items():
-            results = group[0]["results"]
-            unit = UNITS[next(iter(results.values()))["unit"]]
-            rates = " / ".join(f"{mean(group, s):.2f}" for s in plain(results))
+            unit = UNITS[next(iter(group[0]["results"].values()))["unit"]]
+            # As scored after training, not by evaluate.py.
+            sets = [s for s in common_sets(group) if "=" not in s]
+            rates = " / ".join(f"{mean(group, s):.2f}" for s in sets)
             lines.append(
                 f"| {data.split(':')[0]} | {name} | - | {unit} {rates} | {len(group)} |"
             )
     return "\n".join(lines) + "\n"
 
 
-def plain(results):
-    """Names of the sets as they were scored after training, not by evaluate.py."""
-    return [name for name in results if "=" not in name]
+def common_sets(runs):
+    """Names of the sets on which all runs of a row were scored, the first's order."""
+    return [s for s in runs[0]["results"] if all(s in r["results"] for r in runs)]
 
 
 def mean(runs, split):
     """Mean error rate of a row's runs."""
     rates = [run["results"][split]["error_rate"] for run in runs]
     return sum(rates) / len(rates)
-
-
-def has_scores(folder, split):
-    """Whether a run's utterance scores were kept."""
-    return (folder / f"errors_{split}.txt").exists()
 
 
 def load(path):
