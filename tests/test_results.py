@@ -83,6 +83,12 @@ def test_seeds_are_averaged_and_rows_compared(two_rows):
     assert "-10.00 to +0.00 |" in page, "the second utterance has an error less"
 
 
+def test_a_row_that_lacks_a_seed_is_compared_with_the_others(two_rows):
+    shutil.rmtree(two_rows / "runs/cif_hieradist_0")
+    page = make_page(two_rows / "runs", two_rows / "RESULTS.md")
+    assert "| MiniSpeech/cif_hieradist (1) | test | 20.00 | -5.00 (-20.0%) | " in page
+
+
 @pytest.mark.parametrize("option", ["--distil_after 100", "--distil_after=100"])
 def test_other_settings_are_another_row(two_rows, option):
     """But not another seed or folder."""

@@ -15,6 +15,9 @@ from cif_lobes.significance import SCORE
 def main(arguments):
     """Copy what the page is made of."""
     run, kept = arguments.run, arguments.kept
+    missing = [n for n in ("run.json", "epochs.jsonl") if not (run / n).exists()]
+    if missing:
+        raise SystemExit(f"{run} has no {missing[0]}: it is no run, or has just begun")
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("run.json", "epochs.jsonl"):
         shutil.copyfile(run / name, kept / name)

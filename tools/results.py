@@ -40,6 +40,7 @@ def main(arguments):
         sections.setdefault(run["data"], []).append(run)
     page = HEAD
     for data, rows in sections.items():
+        rows.sort(key=lambda run: (run["row"], run["seed"]))
         page += f"\n## {data}\n\n"
         students = [run for run in rows if is_student(run)]
         recognisers = [run for run in rows if not is_student(run)]
@@ -90,7 +91,12 @@ def comparison(rows):
 
 
 def against(runs, baseline, split):
-    """Paired bootstrap of two rows; None if not all runs have the set's scores."""
+    """Paired bootstrap of two rows; None if not all runs have the set's scores.
+
+    A row that lacks a seed is compared with the baseline's runs of the others.
+    """
+    seeds = {run["seed"] for run in runs}
+    baseline = [run for run in baseline if run["seed"] in seeds] or baseline
     both = [[run["folder"] for run in row] for row in (runs, baseline)]
     scores = f"errors_{split}.txt"
     if not all((folder / scores).exists() for row in both for folder in row):
@@ -177,14 +183,14 @@ def changes(run, runs):
 
 
 def options(run):
-    """Options of the command that trained a run, by name."""
-    words = shlex.split(run["commands"][0])
+    """Options of the commands that trained and scored a run, by name; the last counts."""
     found = {}
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
-        key, joined, value = word.removeprefix("--").partition("=")
-        told = key not in SILENT and not key.endswith(PLACES)
-        if word.startswith("--") and told:
-            found[key] = value if joined else following
+    for command in run["commands"]:
+        # What follows an option up to the next one: older records have no quotes.
+        for words in f" {' '.join(shlex.split(command))}".split(" --")[1:]:
+            key, _, value = words.replace("=", " ", 1).partition(" ")
+            if key not in SILENT and not key.endswith(PLACES):
+                found[key] = value
     return found
 
 
