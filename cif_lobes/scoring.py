@@ -41,12 +41,13 @@ class ErrorRate:
         """
         self.scores += wer_details_for_batch(
             ids,
-            [self._split(text) for text in references],
-            [self._split(text) for text in hypotheses],
+            [self.split(text) for text in references],
+            [self.split(text) for text in hypotheses],
             compute_alignments=True,
         )
 
-    def _split(self, text):
+    def split(self, text):
+        """Units of a text, as list of str."""
         # A token that is no character of the vocabulary stands for one.
         return UNITS.findall(text) if self.unit == "char" else text.split()
 

@@ -1,6 +1,7 @@
 """The paired bootstrap between two rows."""
 
 import argparse
+import json
 
 import numpy as np
 import pytest
@@ -38,6 +39,29 @@ def test_an_unknown_token_is_one_character():
     rate.append(["a"], ["我<unk> 好"], ["我龙好"])
     assert rate.summary()["error_rate"] == pytest.approx(100 / 3)
     assert rate.summary()["substitutions"] == 1
+
+
+def test_errors_by_frequency(tmp_path, capsys):
+    """a and b are frequent, x once, y never seen; an insertion has no unit."""
+    train = tmp_path / "train.csv"
+    rows = "".join(f"u{i},1.0,u.wav,s,ab\n" for i in range(400))
+    train.write_text(f"ID,duration,wav,spk_id,wrd\n{rows}v,1.0,v.wav,s,x\n")
+    frequency = load_module(ROOT / "tools/errors_by_frequency.py")
+    runs = {"one": ["abx", "c"], "two": ["ab", "aby"]}
+    for name, hypotheses in runs.items():
+        run = write(tmp_path / name, hypotheses, ["abx", "by"])
+        results = {"results": {"test": {"unit": "char"}}}
+        (run / "run.json").write_text(json.dumps(results))
+    one, two = (str(tmp_path / name) for name in runs)
+    frequency.main(
+        argparse.Namespace(runs=[one, f"{one},{two}"], train=train, split="test")
+    )
+    rows = [line.split(" | ")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [
+        ["1", "100.0 %", "50.0 % |"],
+        ["1", "0.0 %", "50.0 % |"],
+        ["3", "33.3 %", "16.7 % |"],
+    ]
 
 
 def test_seeds_are_averaged_by_utterance(tmp_path):
