@@ -42,15 +42,17 @@ def main(arguments):
     for data, rows in sections.items():
         rows.sort(key=lambda run: (run["row"], run["seed"]))
         page += f"\n## {data}\n\n"
-        students = [run for run in rows if is_student(run)]
-        recognisers = [run for run in rows if not is_student(run)]
+        recognisers = [run for run in rows if is_recogniser(run)]
         if recognisers:
             page += comparison(by_row(recognisers))
             page += f"{table(recognisers, published)}\n"
             lines = [describe(run, recognisers) for run in recognisers]
             page += "\n".join(lines) + "\n"
-        for run in students:
-            page += f"{layers_table(run)}\n{describe_student(run)}\n"
+        for run in rows:
+            if "unexplained" in last_valid(run):
+                page += f"{layers_table(run)}\n{describe_student(run)}\n"
+            if "perplexity" in last_valid(run):
+                page += f"{describe_lm(run)}\n"
     arguments.out.write_text(page, encoding="utf-8")
     print(f"{len(runs)} runs in {arguments.out}")
     if arguments.readme:
@@ -113,10 +115,10 @@ def summary(sections, published):
     for row, figures in published.items():
         lines.append(f"| the whole corpus | {row} | {figures} | not yet | |")
     for data, runs in sections.items():
-        for name, group in by_row(r for r in runs if not is_student(r)).items():
+        for name, group in by_row(r for r in runs if is_recogniser(r)).items():
             unit = UNITS[next(iter(group[0]["results"].values()))["unit"]]
             # As scored after training, not by evaluate.py.
-            sets = [s for s in common_sets(group) if "=" not in s]
+            sets = [s for s in common_sets(group) if "=" not in s and "swept" not in s]
             rates = " / ".join(f"{mean(group, s):.2f}" for s in sets)
             lines.append(
                 f"| {data.split(':')[0]} | {name} | - | {unit} {rates} | {len(group)} |"
@@ -159,11 +161,18 @@ def table(rows, published):
             unit = UNITS[result["unit"]]
             lines.append(
                 f"| {run['row']}, {settings(run, rows)} | {published.get(run['row'], '-')} "
-                f"| {name} | {unit} {result['error_rate']:.2f} "
+                f"| {name}{with_lm(result)} | {unit} {result['error_rate']:.2f} "
                 f"| {result['substitutions']} | {result['deletions']} "
                 f"| {result['insertions']} | {result['reference_length']} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def with_lm(result):
+    """What a set was decoded with, if with a language model."""
+    if not result.get("lm"):
+        return ""
+    return f": beam {result['beam']}, language model x {result['lm_weight']:g}"
 
 
 def settings(run, runs):
@@ -227,9 +236,26 @@ def fires(last):
     )
 
 
-def is_student(run):
-    """Whether a run distilled a speech encoder: it has no error rate."""
-    return "error_rate" not in run["epochs"][-1]["valid"]
+def last_valid(run):
+    """Figures of the last validation."""
+    return run["epochs"][-1]["valid"]
+
+
+def is_recogniser(run):
+    """Whether a run has an error rate: students and language models have none."""
+    return "error_rate" in last_valid(run)
+
+
+def describe_lm(run):
+    """How good a language model is, and how it was made."""
+    found = run["results"]["valid"]
+    return (
+        f"- **{run['row']}, seed {run['seed']}**: a language model, perplexity "
+        f"{found['perplexity']:.1f} of {found['tokens']:,} tokens of dev, "
+        f"{found['oov_rate']:.2f} % unknown; {run['parameters']:,} parameters, "
+        f"{run['epochs'][-1]['updates']:,} updates, commit {run['commit']}.\n"
+        + command_lines(run)
+    )
 
 
 def layers_table(run):
