@@ -50,6 +50,7 @@ def parse_arguments(argv):
     add("--sweep", action="store_true", help="choose settings on the validation set")
     add("--swept", action="store_true", help="use them, unless given here")
     add("--eval_batch_seconds", type=float, help="seconds of audio in a batch")
+    add("--error_unit", choices=["char", "word", "phone"], help="CER, WER or PER")
     add("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args(argv)
     if given.lm_weight and not (given.lm or given.swept):
@@ -83,6 +84,8 @@ def main(given):
     overrides = {n: chosen[n] for n in OF_YAML if n in chosen and not given.sweep}
     if given.eval_batch_seconds:
         overrides["eval_batch_seconds"] = given.eval_batch_seconds
+    if given.error_unit:
+        overrides["error_unit"] = changed["error_unit"] = given.error_unit
     brain, hparams = load_run(given.run, overrides, {"device": given.device})
     scorer = lm and load_scorer(lm, hparams["tokenizer"])
     manifests = manifest_paths(hparams)

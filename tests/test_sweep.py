@@ -160,6 +160,14 @@ def test_a_weight_without_a_language_model_is_refused(run, monkeypatch):
         call(run, "--swept", "--lm_weight", "0.3")
 
 
+def test_another_unit_has_a_key_of_its_own(run):
+    """The tones are letters without spaces: each utterance is a word."""
+    call(run, "--split", "valid", "--error_unit", "word")
+    found = results(run)["valid_error_unit=word"]
+    assert found["unit"] == "word" and found["reference_length"] == 12
+    assert results(run)["valid"]["unit"] == "char"
+
+
 def test_nothing_was_swept(run):
     with pytest.raises(FileNotFoundError, match="--sweep"):
         call(run, "--swept")
