@@ -251,6 +251,31 @@ def read_run(folder, average=None, num_checkpoints=None):
     return text, kept, vocabulary
 
 
+def new_folder(path):
+    """Make the folder of an export.
+
+    Arguments
+    ---------
+    path : str
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    FileExistsError
+        If there is something in it.
+    """
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    if any(path.iterdir()):
+        raise FileExistsError(
+            f"{path} is not empty: give a new folder, or delete this one first"
+        )
+    return path
+
+
 def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
     """Write the recogniser of a run into a folder of its own.
 
@@ -271,12 +296,7 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
         If there is something in out_folder.
     """
     settings, parameters, vocabulary = read_run(run_folder, average, num_checkpoints)
-    out_folder = pathlib.Path(out_folder)
-    out_folder.mkdir(parents=True, exist_ok=True)
-    if any(out_folder.iterdir()):
-        raise FileExistsError(
-            f"{out_folder} is not empty: give a new folder, or delete this one first"
-        )
+    out_folder = new_folder(out_folder)
     torch.save(parameters, out_folder / PARAMETERS)
     shutil.copyfile(vocabulary, out_folder / VOCABULARY)
     (out_folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")

@@ -10,13 +10,12 @@
 """
 
 import json
-import pathlib
 
 import torch
 
 from cif_lobes.alignment import frame_clock
 from cif_lobes.cif import cif_dense
-from cif_lobes.export import open_run
+from cif_lobes.export import new_folder, open_run
 
 ENCODER, DECODER, SETTINGS = "encoder.onnx", "decoder.onnx", "recognizer.json"
 
@@ -138,12 +137,7 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
             "tokens, not for a frozen student or autoregressive: False. Use --format "
             "speechbrain"
         )
-    out_folder = pathlib.Path(out_folder)
-    out_folder.mkdir(parents=True, exist_ok=True)
-    if any(out_folder.iterdir()):
-        raise FileExistsError(
-            f"{out_folder} is not empty: give a new folder, or delete this one first"
-        )
+    out_folder = new_folder(out_folder)
     hop = fire.features.hop / hparams["sample_rate"]
     strides = fire.encoder.frontend.strides
     start, step = frame_clock(strides, len(fire.encoder.pool_after), hop)

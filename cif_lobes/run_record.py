@@ -19,6 +19,8 @@ from speechbrain.utils.distributed import main_process_only
 
 logger = logging.getLogger(__name__)
 
+THEN = ", then "  # between what a run began with and what it went on with
+
 
 def hardware(device="cpu", processes=1):
     """The machine in words.
@@ -107,7 +109,7 @@ class RunRecord:
         if command not in record["commands"]:
             record["commands"].append(command)
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        former = str(record.get("processes", processes)).split(", then ")[-1]
+        former = _latest(record.get("processes", processes))
         if former != str(processes):
             logger.warning(
                 f"{self.path.parent} was trained by {former} processes and goes on with "
@@ -200,9 +202,14 @@ def _clock(seconds):
 
 def _then(former, now):
     """A fact about a run, or what it was before the run went on and what it is now."""
-    if former is None or str(former).split(", then ")[-1] == str(now):
-        return now if former is None else former
-    return f"{former}, then {now}"
+    if former is None:
+        return now
+    return former if _latest(former) == str(now) else f"{former}{THEN}{now}"
+
+
+def _latest(fact):
+    """What `_then` was told last."""
+    return str(fact).split(THEN)[-1]
 
 
 def _json(record):

@@ -5,12 +5,12 @@ The folder written here has one, the few files behind it, and the parameters; it
 torch alone, neither this package nor SpeechBrain.
 """
 
-import pathlib
 import shutil
 
 import torch
 
 from cif_lobes import fithubert, s3prl_expert
+from cif_lobes.export import new_folder
 from cif_lobes.frozen_student import read_student
 
 HUBCONF = '''\
@@ -49,12 +49,7 @@ def export_s3prl(run_folder, out_folder):
         If there is something in out_folder.
     """
     settings, parameters = read_student(run_folder)
-    out_folder = pathlib.Path(out_folder)
-    out_folder.mkdir(parents=True, exist_ok=True)
-    if any(out_folder.iterdir()):
-        raise FileExistsError(
-            f"{out_folder} is not empty: give a new folder, or delete this one first"
-        )
+    out_folder = new_folder(out_folder)
     saved = {"settings": settings, "parameters": parameters}
     torch.save(saved, out_folder / "student.pt")
     shutil.copyfile(fithubert.__file__, out_folder / "fithubert.py")

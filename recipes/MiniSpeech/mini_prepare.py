@@ -163,7 +163,7 @@ class Espeak:
     """
 
     def __init__(self, speaker):
-        self.library, data = _load_espeak()
+        self.espeak, data = _load_espeak()
         # espeak-ng quietly speaks with the plain accent if the variant is not there.
         variant = data / "voices" / "!v" / speaker.voice.split("+")[1]
         if not variant.is_file():
@@ -171,22 +171,22 @@ class Espeak:
                 f"{variant} is missing: espeak-ng is not of the version MiniSpeech is "
                 "made with. Run: pip install espeakng-loader==0.2.4"
             )
-        rate = self.library.espeak_Initialize(
+        rate = self.espeak.espeak_Initialize(
             _AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), _PHONEME_EVENTS
         )
         if rate != ESPEAK_RATE:
             raise RuntimeError(f"espeak_Initialize gave {rate}, expected {ESPEAK_RATE}")
         self._callback = _SYNTH_CALLBACK(self._receive)  # or it is garbage-collected
-        self.library.espeak_SetSynthCallback(self._callback)
-        self.library.espeak_ng_SetRandSeed(ctypes.c_long(speaker.number))
-        self.library.espeak_SetVoiceByName(speaker.voice.encode())
+        self.espeak.espeak_SetSynthCallback(self._callback)
+        self.espeak.espeak_ng_SetRandSeed(ctypes.c_long(speaker.number))
+        self.espeak.espeak_SetVoiceByName(speaker.voice.encode())
         for parameter, value in (
             (_RATE, speaker.rate),
             (_VOLUME, 30),  # of 100: some variants saturate at the default
             (_PITCH, speaker.pitch),
             (_RANGE, speaker.pitch_range),
         ):
-            self.library.espeak_SetParameter(parameter, value, 0)
+            self.espeak.espeak_SetParameter(parameter, value, 0)
 
     def _receive(self, samples, num_samples, events):
         if samples and num_samples:
@@ -220,8 +220,8 @@ class Espeak:
         # no-break spaces keep a word a word, with the same phonemes.
         encoded = text.replace(" ", "\N{NO-BREAK SPACE}").encode()
         size = ctypes.c_size_t(len(encoded) + 1)
-        self.library.espeak_Synth(encoded, size, 0, 1, 0, _CHARS_UTF8, None, None)
-        self.library.espeak_Synchronize()
+        self.espeak.espeak_Synth(encoded, size, 0, 1, 0, _CHARS_UTF8, None, None)
+        self.espeak.espeak_Synchronize()
         if len(self._starts) != len(text.split()):
             raise RuntimeError(
                 f"espeak-ng marked {len(self._starts)} words in {text!r}, "
