@@ -109,9 +109,25 @@ def test_more_tokens_than_frames_are_reported(tones, caplog):
     assert f"first {crowded[0]}" in caplog.text
 
 
-def test_a_tokenizer_of_another_text_is_refused(tones, tmp_path):
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_a_tokenizer_of_another_text_is_refused(tones, tmp_path, name):
     other = CharTokenizer(tmp_path / "chars", 8, "en").fit(["xyz"])
     with pytest.raises(
         ValueError, match="tokens are unknown to .*made from other text"
     ):
-        check_tokens(tones[0], other, lambda seconds: 100, "train")
+        check_tokens(tones[0], other, lambda seconds: 100, name)
+
+
+def test_validation_may_have_words_that_training_has_not(tones, tmp_path, caplog):
+    """Word pieces of a small corpus never cover all of another text."""
+    dataset, tokenizer = tones
+    texts = [row["wrd"] for row in dataset.data.values()]
+    seen = sorted(set("".join(texts)))
+    fewer = CharTokenizer(tmp_path / "chars", 16, "en").fit(["".join(seen[:-1])])
+    text = "".join(texts).lower()
+    share = sum(fewer.encode(t).count(fewer.unk_index) for t in texts) / len(text)
+    assert 0.05 < share < 0.5
+    check_tokens(dataset, fewer, lambda seconds: 100, "valid")
+    assert "the training text does not have them" in caplog.text
+    with pytest.raises(ValueError, match="made from other text"):
+        check_tokens(dataset, fewer, lambda seconds: 100, "train")
