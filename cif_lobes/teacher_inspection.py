@@ -95,29 +95,40 @@ def _histogram(cache, num_bins=10, width=40):
 
 
 def _similarity(cache, utterances):
-    """Mean cosine between two tokens of a sentence, for each layer, also centred.
+    """Mean cosine between two tokens of a sentence and variance, for each layer.
 
     A teacher whose states all point the same way gives a contrastive loss little to
-    tell apart, and a regression loss little but the mean to learn.
+    tell apart, and a regression loss little but the mean to learn. The variance is the
+    l2 loss of a student that knows the mean alone.
     """
-    raw, centred = [], []
+    raw, centred, squares = [], [], []
     for utt_id in utterances:
         states = cache[utt_id].float()
+        differences = states - cache.mean
+        squares.append(differences.view(len(states), -1, states.shape[-1]).square())
         if len(states) > 1:
             raw.append(_mean_cosine(states))
-            centred.append(_mean_cosine(states - cache.mean))
+            centred.append(_mean_cosine(differences))
     if not raw:
         return ["Cosine between the tokens of a sentence: no sentence has two"]
-    raw, centred = torch.stack(raw).mean(0), torch.stack(centred).mean(0)
+    columns = [torch.stack(c).mean(0).tolist() for c in (raw, centred)]
+    columns.append(torch.cat(squares).sum(-1).mean(0).tolist())
     layers = cache.attributes["layer"]
     layers = [layers] if isinstance(layers, int) else layers
-    lines = [f"Cosine between the tokens of a sentence, mean of {len(utterances):,}"]
-    for layer, a, b in zip(layers, raw.tolist(), centred.tolist(), strict=True):
+    lines = [
+        f"Cosine between the tokens of a sentence, and variance, mean of "
+        f"{len(utterances):,} sentences"
+    ]
+    for layer, cosine, less_mean, variance in zip(layers, *columns, strict=True):
         warning = "  nearly collapsed: centre, or take a lower layer"
         lines.append(
-            f"  layer {layer:>2}  {a:5.2f}   less the mean of all states {b:5.2f}"
-            + (warning if a > COLLAPSED else "")
+            f"  layer {layer:>2}  {cosine:5.2f}   less the mean of all states "
+            f"{less_mean:5.2f}   variance {variance:6.1f}"
+            + (warning if cosine > COLLAPSED else "")
         )
+    lines.append(
+        "An lrd of kind l2 that stays at the variance has learnt the mean alone."
+    )
     return lines
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import load_module
 from tiny_teacher import make_teacher
 
 from cif_lobes import extraction
+from cif_lobes.losses import regression_distillation
 from cif_lobes.manifest import Utterance, write_manifest
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teachers import TextTeacher
@@ -182,6 +184,22 @@ def test_inspect_shows_what_the_states_are_worth(folder, capsys, layer):
     ):
         assert piece in shown
     assert layer == [0, 3] or "collapsed" not in shown
+
+
+def test_inspect_says_what_regression_costs_without_learning(folder, capsys):
+    """The printed variance is the l2 loss of a student that says the mean."""
+    run(folder, layer=[0, 3])
+    capsys.readouterr()
+    run(folder, "inspect")
+    printed = re.findall(r"variance +([\d.]+)", capsys.readouterr().out)
+    cache = TeacherCache(folder / "bert.h5")
+    states = torch.cat([cache[utt_id].float() for utt_id in cache])[None]
+    mask = torch.ones(states.shape[:2], dtype=torch.bool)
+    mean = cache.mean.expand_as(states)
+    for i, shown in enumerate(printed):
+        loss = regression_distillation(mean[:, :, i], states[:, :, i], mask, "l2")
+        assert float(shown) == pytest.approx(loss.item() / mask.sum().item(), abs=0.06)
+    assert len(printed) == 2
 
 
 def test_inspect_says_when_all_states_look_alike(folder, capsys):
