@@ -104,19 +104,20 @@ def _similarity(cache, utterances):
     raw, centred, squares = [], [], []
     for utt_id in utterances:
         states = cache[utt_id].float()
+        states = states.view(len(states), -1, states.shape[-1])
         differences = states - cache.mean
-        squares.append(differences.view(len(states), -1, states.shape[-1]).square())
+        squares.append(differences.square().sum(-1))
         if len(states) > 1:
             raw.append(_mean_cosine(states))
             centred.append(_mean_cosine(differences))
     if not raw:
         return ["Cosine between the tokens of a sentence: no sentence has two"]
     columns = [torch.stack(c).mean(0).tolist() for c in (raw, centred)]
-    columns.append(torch.cat(squares).sum(-1).mean(0).tolist())
+    columns.append(torch.cat(squares).mean(0).tolist())
     layers = cache.attributes["layer"]
     layers = [layers] if isinstance(layers, int) else layers
     lines = [
-        f"Cosine between the tokens of a sentence, and variance, mean of "
+        "Cosine between the tokens of a sentence, and variance, mean of "
         f"{len(utterances):,} sentences"
     ]
     for layer, cosine, less_mean, variance in zip(layers, *columns, strict=True):
@@ -133,9 +134,9 @@ def _similarity(cache, utterances):
 
 
 def _mean_cosine(states):
-    """Mean cosine of two different tokens in each of L layers: [L]."""
+    """Mean cosine of two different tokens, of [N, L, H] in each of L layers: [L]."""
     num_tokens = len(states)
-    states = F.normalize(states.view(num_tokens, -1, states.shape[-1]), dim=-1)
+    states = F.normalize(states, dim=-1)
     # The sum of all cosines is the squared length of the sum; N of them are 1.
     return (states.sum(0).square().sum(-1) - num_tokens) / (num_tokens**2 - num_tokens)
 

@@ -120,7 +120,7 @@ def test_a_tokenizer_of_another_text_is_refused(tones, tmp_path, name):
 
 def test_validation_may_have_words_that_training_has_not(tones, tmp_path, caplog):
     """Word pieces of a small corpus never cover all of another text."""
-    dataset, tokenizer = tones
+    dataset, _ = tones
     texts = [row["wrd"] for row in dataset.data.values()]
     seen = sorted(set("".join(texts)))
     fewer = CharTokenizer(tmp_path / "chars", 16, "en").fit(["".join(seen[:-1])])
