@@ -214,6 +214,7 @@ def fit(brain, hparams_file, hparams, datasets):
     train_options = train_loader_options(
         datasets["train"],
         hparams["batch_seconds"],
+        hparams["device_batch_seconds"],
         hparams["num_buckets"],
         hparams["sorting"],
         hparams["seed"],
@@ -239,6 +240,8 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             train_loader_kwargs=train_options,
             valid_loader_kwargs=valid_options,
         )
+    except FloatingPointError as error:
+        sys.exit(str(error) if if_main_process() else 1)
     except KeyboardInterrupt:
         folder = hparams["save_folder"]
         saved = (

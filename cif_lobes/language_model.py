@@ -17,6 +17,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 
 from cif_lobes.manifest import read_rows
 from cif_lobes.tokens import SPECIALS
+from cif_lobes.update_batches import UpdateBatches, rank_and_processes
 
 BEST_KEY = "perplexity"
 POSITIONS = 2500  # of SpeechBrain's TransformerLM
@@ -103,7 +104,7 @@ def _unknown(sentence, ids, tokenizer):
     return [text[slice(*span)] for i, span in spans if i == tokenizer.unk_index]
 
 
-def check_text(text, name, batch_tokens, max_oov):
+def check_text(text, name, device_batch_tokens, max_oov):
     """See that a text can be learnt from, before anything is trained.
 
     Arguments
@@ -111,8 +112,8 @@ def check_text(text, name, batch_tokens, max_oov):
     text : TokenText
     name : str
         The setting that names its files.
-    batch_tokens : int
-        Tokens in a batch.
+    device_batch_tokens : int
+        Tokens that a device takes at a time.
     max_oov : float
         Unknown tokens that are accepted, in %.
 
@@ -133,10 +134,11 @@ def check_text(text, name, batch_tokens, max_oov):
             "are written (no punctuation, numbers in words), or raise --max_oov"
         )
     longest = int(text.lengths.max())
-    if longest > batch_tokens:
+    if longest > device_batch_tokens:
         raise ValueError(
-            f"{name}: its longest sentence has {longest:,} tokens, batch_tokens is "
-            f"{batch_tokens:,}: write one sentence a line, or raise --batch_tokens"
+            f"{name}: its longest sentence has {longest:,} tokens, device_batch_tokens "
+            f"is {device_batch_tokens:,}: write one sentence a line, or raise "
+            "--device_batch_tokens"
         )
     if longest > POSITIONS:
         raise ValueError(
@@ -145,14 +147,16 @@ def check_text(text, name, batch_tokens, max_oov):
         )
 
 
-def loader_options(text, batch_tokens, seed=None):
+def loader_options(text, batch_tokens, device_batch_tokens=None, seed=None):
     """DataLoader options: batches of like lengths.
 
     Arguments
     ---------
     text : TokenText
     batch_tokens : int
-        Tokens in a batch, padding included.
+        Tokens in a batch, padding included; of training, in an update of all processes.
+    device_batch_tokens : int, optional
+        Of training: tokens that a device takes at a time, padding included.
     seed : int, optional
         Of the random order of training; without it, longest first.
 
@@ -161,15 +165,19 @@ def loader_options(text, batch_tokens, seed=None):
     dict
     """
     quantiles = np.quantile(text.lengths, np.linspace(0, 1, 11)[1:])
+    lengths = text.lengths.tolist()
     sampler = DynamicBatchSampler(
         text,
         batch_tokens,
-        lengths_list=text.lengths.tolist(),
+        lengths_list=lengths,
         bucket_boundaries=sorted(set(quantiles.tolist())),
         shuffle=seed is not None,
         batch_ordering="descending" if seed is None else "random",
         seed=seed or 0,
     )
+    if seed is not None:
+        device = rank_and_processes()
+        sampler = UpdateBatches(sampler, lengths, device_batch_tokens, *device)
     return {"batch_sampler": sampler, "collate_fn": PaddedBatch}
 
 

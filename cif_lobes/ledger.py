@@ -56,6 +56,15 @@ class Ledger:
         a, b = self.counts.get(name, (0, 0))
         self.counts[name] = a + amount, b + out_of
 
+    def merge(self, other):
+        """Add what another ledger has counted."""
+        self.tokens += other.tokens
+        self.weights |= other.weights
+        for name, total in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+        for name, (amount, out_of) in other.counts.items():
+            self.count(name, amount, out_of)
+
     def seconds(self):
         """Wall-clock time of the stage, without that between a stop and its resume."""
         return round(time.monotonic() - self.started, 1)
@@ -64,9 +73,21 @@ class Ledger:
         """Add up over the processes of a distributed run."""
         if not dist.is_initialized():
             return
+        # A process that had no batch knows none of the names.
+        known = [None] * dist.get_world_size()
+        dist.all_gather_object(known, (self.weights, list(self.counts)))
+        for weights, ratios in known:
+            self.weights |= weights
+            for name in weights:
+                self.sums.setdefault(name, 0.0)
+            for name in ratios:
+                self.counts.setdefault(name, (0, 0))
+        self.sums, self.counts = _sorted(self.sums), _sorted(self.counts)
         numbers = [float(s) for s in self.sums.values()]
         numbers += [float(n) for pair in self.counts.values() for n in pair]
-        total = torch.tensor(numbers + [float(self.tokens)], device=device).double()
+        total = torch.tensor(
+            [*numbers, self.tokens], dtype=torch.float64, device=device
+        )
         dist.all_reduce(total)
         *numbers, self.tokens = total.tolist()
         self.sums = dict(zip(self.sums, numbers, strict=False))
@@ -116,3 +137,8 @@ class Ledger:
         self.weights, self.sums, self.counts, self.tokens, seconds = torch.load(path)
         self.started = time.monotonic() - seconds
         self._leave_to_the_first()
+
+
+def _sorted(by_name):
+    """The same on every process."""
+    return dict(sorted(by_name.items()))

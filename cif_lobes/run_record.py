@@ -109,12 +109,6 @@ class RunRecord:
         if command not in record["commands"]:
             record["commands"].append(command)
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        former = _latest(record.get("processes", processes))
-        if former != str(processes):
-            logger.warning(
-                f"{self.path.parent} was trained by {former} processes and goes on with "
-                f"{processes}: an update now is of {processes} batches"
-            )
         record.update(
             commit=_then(record.get("commit"), commit()),
             seed=seed,

@@ -24,6 +24,7 @@ TINY_LM = {
     "d_ffn": 32,
     "dropout": 0.0,
     "batch_tokens": 100,
+    "device_batch_tokens": 100,
     "number_of_epochs": 12,
     "lr": 1e-2,
     "device": "cpu",
