@@ -107,9 +107,15 @@ def explain(update, ledger):
     causes = [words for batch in batches for words in _broken_inputs(batch)]
     if not causes:
         ids = [i for batch in batches for i in getattr(batch, "id", [])]
-        more = f" and {len(ids) - 3:,} more" if len(ids) > 3 else ""
-        causes = [f"of the utterances {', '.join(ids[:3])}{more}"] if ids else []
-    return " ".join([f"loss {', '.join(terms)}", *(f"({c})" for c in causes)])
+        causes = [f"of the utterances {_first(ids)}"] if ids else []
+    of = f" ({_first(causes)})" if causes else ""
+    return f"loss {', '.join(terms)}{of}"
+
+
+def _first(words, limit=3):
+    """The first of many, and how many more."""
+    more = f" and {len(words) - limit:,} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
 
 
 def _broken_inputs(batch):

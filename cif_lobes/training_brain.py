@@ -56,7 +56,8 @@ class TrainingBrain(sb.Brain):
     best_key = "loss"
 
     def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
-        run_opts = {"nonfinite_patience": 5, **(run_opts or {})}
+        # SpeechBrain's default of 3 is for batches of an epoch, not for updates in a row.
+        hparams = {"nonfinite_patience": 5, **(hparams or {})}
         super().__init__(modules, opt_class, hparams, run_opts, **kw)
         self.updates_in_epoch = 0
         if self.grad_accumulation_factor != 1:
