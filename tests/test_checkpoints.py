@@ -10,11 +10,13 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from conftest import tiny_arguments, train
+from conftest import ROOT, tiny_arguments, train
 from speechbrain.utils.checkpoints import Checkpointer, ckpt_recency
 from speechbrain.utils.epoch_loop import EpochCounter
 from test_training import epochs
@@ -207,6 +209,46 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(RuntimeError, match="Don't know how to save"):
         checkpointer.save_checkpoint()
     assert names(tmp_path) == []
+
+
+DISTRIBUTED = """
+import errno, pathlib, sys, torch
+from speechbrain.utils.distributed import ddp_init_group, get_rank
+from cif_lobes.atomic_files import DiskFull
+from cif_lobes.checkpoints import SafeCheckpointer
+
+ddp_init_group({"distributed_launch": True, "distributed_backend": "gloo"})
+model = torch.nn.Linear(2, 2)
+checkpointer = SafeCheckpointer(sys.argv[1], {"model": model})
+for epoch in range(3):
+    checkpointer.save_and_keep_only(meta={"epoch": epoch})
+    print(f"rank {get_rank()} found {checkpointer.find_checkpoint().meta['epoch']}")
+
+def full(obj, path):
+    raise OSError(errno.ENOSPC, "")
+
+checkpointer.custom_save_hooks["model"] = full
+try:
+    checkpointer.save_checkpoint()
+except DiskFull as error:
+    print(f"rank {get_rank()}: {error}", flush=True)
+torch.distributed.barrier()
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_save_or_hear_of_a_full_disk(tmp_path):
+    (tmp_path / "script.py").write_text(DISTRIBUTED)
+    command = [sys.executable, *"-m torch.distributed.run --standalone".split()]
+    command += ["--nproc_per_node=2", tmp_path / "script.py", tmp_path / "save"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        assert [f"rank {rank} found {n}" in done.stdout for n in range(3)] == [True] * 3
+        assert f"rank {rank}: no room to write in {tmp_path}/save" in done.stdout
+    assert len(names(tmp_path / "save")) == 1
 
 
 # --- reading what is broken ---
