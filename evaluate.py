@@ -107,9 +107,13 @@ def main(given):
     if given.sweep:
         grid = {**sweep.default_grid(hparams, with_lm=bool(lm)), **chosen}
         rows = sweep.sweep(brain, hparams, datasets["valid"], grid, scorer)
-        sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
         print(sweep.table(rows, hparams["error_unit"]))
-        print(f"to use the first: python evaluate.py {given.run} --swept")
+        try:
+            sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
+        except OSError as error:
+            print(f"the table is not in the run folder: {error}", file=sys.stderr)
+        else:
+            print(f"to use the first: python evaluate.py {given.run} --swept")
         return
     hparams["cif"].tail_threshold = hparams["tail_threshold"]
     decoding = {"beam": chosen.get("beam", 1)}

@@ -3,7 +3,6 @@
 import logging
 import os
 import pathlib
-import shutil
 import sys
 
 import speechbrain as sb
@@ -12,9 +11,11 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
+    main_process_only,
     run_on_main,
 )
 
+from cif_lobes.atomic_files import DiskFull
 from cif_lobes.brain import CIFBrain
 from cif_lobes.dataio import (
     check_tokens,
@@ -25,6 +26,13 @@ from cif_lobes.dataio import (
 from cif_lobes.distillation import open_cache, used_modules
 from cif_lobes.manifest import read_manifest
 from cif_lobes.pretrained import start_from
+from cif_lobes.run_files import (
+    keep_figures,
+    keep_settings,
+    keep_tokenizer,
+    kept_tokenizer,
+)
+from cif_lobes.run_lock import lock_run, release_runs
 from cif_lobes.run_record import RunRecord, this_command
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.validation import prepare_own_data
@@ -128,10 +136,12 @@ def load_settings(hparams_file, run_opts, overrides):
     ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    lock_run(hparams["output_folder"])
     # Only here: later on, checkpoints bring the parameters of the frozen student along.
     if "student_run" in hparams and not run_opts.get("test_only"):
         hparams["features"].load_run(hparams["student_run"])
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"])
+    run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
     return hparams
 
 
@@ -155,6 +165,7 @@ def finish():
         # Without destructors: now and then a gloo thread that is still running at exit
         # makes C++ abort a process whose work is done.
         torch.distributed.barrier()
+        release_runs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -249,6 +260,9 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
         )
         message = f"stopped; {saved}. Go on with:\n  {this_command()}"
         sys.exit(message if if_main_process() else 1)
+    except DiskFull as error:
+        message = f"stopped: {error}:\n  {this_command()}"
+        sys.exit(message if if_main_process() else 1)
 
 
 def load_run(folder, overrides=None, run_opts=None):
@@ -297,7 +311,7 @@ def load_run(folder, overrides=None, run_opts=None):
             "which is in its run.json, and --test_only"
         )
     hparams["checkpointer"].checkpoints_dir = folder / "save"
-    hparams["tokenizer"].path = _kept_tokenizer(hparams)
+    hparams["tokenizer"].path = kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
 
 
@@ -321,24 +335,27 @@ def score(brain, hparams, datasets, key="{}", **settings):
     dict
         Summary of each set, by name.
     """
-    results = {}
+    results, failure = {}, None
     for name, dataset in datasets.items():
         options = eval_loader_options(
             dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
         )
         brain.evaluate(dataset, test_loader_kwargs=options)
         results[name] = brain.test_figures
+        path = pathlib.Path(hparams["output_folder"])
+        path /= f"errors_{key.format(name)}.txt"
         if if_main_process():
-            path = pathlib.Path(hparams["output_folder"])
-            path /= f"errors_{key.format(name)}.txt"
-            brain.error_rate.write(path)
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
         searcher = hparams.get("test_searcher", hparams["searcher"])
         decoding = {"searcher": type(searcher).__name__}
         decoding |= {s: hparams[s] for s in DECODING if s in hparams}
-        hparams["record"].result(
-            key.format(name), results[name], **decoding, **settings
+        figures = {**results[name], **decoding, **settings}
+        failed = main_process_only(keep_figures)(
+            brain.error_rate, path, hparams["record"], key.format(name), figures
         )
+        failure = failure or failed
+    if failure and if_main_process():
+        logger.warning(f"the figures above are not in the run folder: {failure}")
     return results
 
 
@@ -361,24 +378,6 @@ def manifest_paths(hparams):
         return paths
     # The user's own files are read through their checked copies.
     return {name: os.path.join(hparams["save_folder"], f"{name}.csv") for name in paths}
-
-
-def _kept_tokenizer(hparams):
-    """The run folder's copy of the vocabulary."""
-    name = pathlib.Path(hparams["tokenizer"].path).name
-    return pathlib.Path(hparams["output_folder"]) / name
-
-
-def keep_tokenizer(hparams):
-    """Copy the vocabulary: a run folder alone is enough to recognise speech."""
-    path, kept = hparams["tokenizer"].path, _kept_tokenizer(hparams)
-    if kept.exists() and kept.read_bytes() != path.read_bytes():
-        raise ValueError(
-            f"{path} is not the vocabulary that {kept.parent} was trained with: it has "
-            f"been made again since. Train into another --output_folder, or go on with "
-            f"the old one: cp {kept} {path}"
-        )
-    shutil.copyfile(path, kept)
 
 
 def _prepare_data(hparams, prepare):

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import scorer as sb_scorer
-from speechbrain.utils.checkpoints import Checkpointer
 
+from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
 from cif_lobes.manifest import read_rows
 from cif_lobes.tokens import SPECIALS
 from cif_lobes.update_batches import UpdateBatches, rank_and_processes
@@ -237,7 +237,7 @@ def _load_transformer(folder, tokenizer):
     """The checkpoint with the lowest perplexity on the validation text."""
     save, best = folder / "save", None
     if save.exists():
-        best = Checkpointer(save).find_checkpoint(min_key=BEST_KEY)
+        best = SafeCheckpointer(save).find_checkpoint(min_key=BEST_KEY)
     if best is None:
         raise FileNotFoundError(
             f"{folder} holds no trained language model (no checkpoint of a whole epoch "
@@ -259,7 +259,7 @@ def _load_transformer(folder, tokenizer):
             f"{tokenizer.vocab_size}"
         )
     model = torch.nn.ModuleDict({"lm": hparams["lm"]})
-    model.load_state_dict(torch.load(best.paramfiles["model"], map_location="cpu"))
+    model.load_state_dict(load_parameters(best.paramfiles["model"]))
     return model["lm"].eval()
 
 

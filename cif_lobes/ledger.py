@@ -134,7 +134,8 @@ class Ledger:
     def _load(self, path, end_of_epoch):
         if end_of_epoch:
             return
-        self.weights, self.sums, self.counts, self.tokens, seconds = torch.load(path)
+        saved = torch.load(path, weights_only=True)
+        self.weights, self.sums, self.counts, self.tokens, seconds = saved
         self.started = time.monotonic() - seconds
         self._leave_to_the_first()
 

@@ -11,10 +11,10 @@ from cif_lobes.experiment import (
     assemble,
     finish,
     fit_batches,
-    keep_tokenizer,
     load_settings,
 )
 from cif_lobes.language_model import BEST_KEY, TokenText, check_text, loader_options
+from cif_lobes.run_files import keep_tokenizer
 from cif_lobes.training_brain import TrainingBrain
 
 
@@ -119,11 +119,11 @@ def run(hparams_file, run_opts, overrides):
         "tokens": len(texts["valid"].tokens),
         "oov_rate": texts["valid"].oov_rate,
     }
-    hparams["record"].result("valid", figures, tokenizer=tokenizer.fingerprint)
     if if_main_process():
         print(
             f"valid: {brain.describe(figures)} over {figures['tokens']:,} tokens, "
             f"{figures['oov_rate']:.2f} % unknown; {hparams['output_folder']}"
         )
+    hparams["record"].result("valid", figures, tokenizer=tokenizer.fingerprint)
     finish()
     return figures

@@ -6,6 +6,7 @@ import pathlib
 import torch
 from ruamel.yaml import YAML
 
+from cif_lobes.checkpoints import find_fault, load_parameters
 from cif_lobes.export import average_parameters
 
 logger = logging.getLogger(__name__)
@@ -119,11 +120,19 @@ def read_parameters(path):
     ------
     FileNotFoundError
         If there is no such run or checkpoint.
+    ValueError
+        If that one checkpoint is broken.
     """
     path, run = pathlib.Path(path), run_folder(path)
     if path != run:
-        checkpoint = path if path.name == "model.ckpt" else path / "model.ckpt"
-        return torch.load(checkpoint, map_location="cpu")
+        checkpoint = path.parent if path.name == "model.ckpt" else path
+        fault = find_fault(checkpoint, ["model.ckpt"])
+        if fault:
+            raise ValueError(
+                f"{checkpoint} is no whole checkpoint: {fault}. Give another one of "
+                f"{run / 'save'}, or the run {run}"
+            )
+        return load_parameters(checkpoint / "model.ckpt")
     settings = YAML(typ="rt").load(run / "hyperparams.yaml")
     return average_parameters(
         run / "save", settings["average"], settings["num_checkpoints"]

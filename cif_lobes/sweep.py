@@ -13,6 +13,7 @@ import speechbrain as sb
 import torch
 from tqdm import tqdm
 
+from cif_lobes.atomic_files import write_atomically
 from cif_lobes.dataio import eval_loader_options
 from cif_lobes.export import average_parameters
 from cif_lobes.language_model import fuse
@@ -159,8 +160,7 @@ def write(folder, rows, lm, dataset):
         "utterances": len(dataset),
         "table": rows,
     }
-    path = pathlib.Path(folder) / FILE
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(pathlib.Path(folder) / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def read(folder):

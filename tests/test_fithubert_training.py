@@ -7,10 +7,10 @@ import subprocess
 import pytest
 import torch
 from conftest import ROOT, last_checkpoint
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_hubert import TEACHER, distil_arguments, make_student
 
+from cif_lobes.checkpoints import SafeCheckpointer
 from cif_lobes.dataio import train_loader_options
 from cif_lobes.fithubert_brain import (
     FitHuBERTBrain,
@@ -94,7 +94,7 @@ def train_tiny(corpus, folder, student, epochs=4):
         "output_folder": folder,
         "modules": {"student": student},
         "optimizer": lambda p: torch.optim.AdamW(p, 0.01, (0.9, 0.98), 1e-6),
-        "checkpointer": Checkpointer(folder / "save", {"counter": counter}),
+        "checkpointer": SafeCheckpointer(folder / "save", {"counter": counter}),
         "lr_scheduler": RiseAndFall(0.01, 0.25),
         "number_of_epochs": epochs,
         "hint_weight": 0.1,
