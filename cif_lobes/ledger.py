@@ -10,6 +10,8 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 
+from cif_lobes.processes import gather_objects
+
 
 @register_checkpoint_hooks
 class Ledger:
@@ -60,24 +62,28 @@ class Ledger:
         """Wall-clock time of the stage, without that between a stop and its resume."""
         return round(time.monotonic() - self.started, 1)
 
-    def reduce(self, device):
-        """Add up over the processes of a distributed run."""
+    def reduce(self):
+        """Add up over the processes of a distributed run.
+
+        By name: a process that had nothing to validate has no names.
+        """
         if not dist.is_initialized():
             return
-        numbers = [float(s) for s in self.sums.values()]
-        numbers += [float(n) for pair in self.counts.values() for n in pair]
-        total = torch.tensor(numbers + [float(self.tokens)], device=device).double()
-        dist.all_reduce(total)
-        *numbers, self.tokens = total.tolist()
-        self.sums = dict(zip(self.sums, numbers, strict=False))
-        pairs = numbers[len(self.sums) :]
-        self.counts = dict(
-            zip(self.counts, zip(pairs[::2], pairs[1::2], strict=True), strict=True)
-        )
+        sums = {name: float(total) for name, total in self.sums.items()}
+        counts = {name: (float(a), float(b)) for name, (a, b) in self.counts.items()}
+        shares = gather_objects((self.weights, sums, counts, float(self.tokens)))
+        self.weights, self.sums, self.counts, self.tokens = {}, {}, {}, 0
+        for weights, sums, counts, tokens in shares:
+            self.weights |= weights
+            self.tokens += tokens
+            for name, total in sums.items():
+                self.sums[name] = self.sums.get(name, 0.0) + total
+            for name, pair in counts.items():
+                self.count(name, *pair)
 
-    def gather(self, device):
+    def gather(self):
         """Move what all processes have counted to the first, whose ledger is saved."""
-        self.reduce(device)
+        self.reduce()
         self._leave_to_the_first()
 
     def _leave_to_the_first(self):

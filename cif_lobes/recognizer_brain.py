@@ -49,7 +49,8 @@ class RecognizerBrain(TrainingBrain):
         self.error_rate = ErrorRate(self.hparams.error_unit)
 
     def scores(self):
-        """Error rate and its counts."""
+        """Error rate of all processes' utterances, and its counts."""
+        self.error_rate.gather()
         return self.error_rate.summary()
 
     def on_evaluate_start(self, max_key=None, min_key=None):

@@ -16,9 +16,11 @@ from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.nnet.schedulers import LinearWarmupScheduler
 from speechbrain.utils.checkpoints import ckpt_recency
 from speechbrain.utils.distributed import get_rank
+from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.dataio import RankBatches
 from cif_lobes.ledger import Ledger
+from cif_lobes.processes import share_batches
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class TrainingBrain(sb.Brain):
         """Log a stage; after validation, save and set old checkpoints aside."""
         if stage == sb.Stage.TRAIN:
             self.ledger = self.train_ledger
-        self.ledger.reduce(self.device)
+        self.ledger.reduce()
         figures = self.ledger.summary()
         figures["seconds"] = self.ledger.seconds()
         if stage == sb.Stage.TRAIN:
@@ -170,6 +172,19 @@ class TrainingBrain(sb.Brain):
 
     # --- data order, interruption, checkpoints ---
 
+    def make_dataloader(self, dataset, stage, **loader_kwargs):
+        """Validation and test sets are shared among the processes.
+
+        SpeechBrain lets every process score all of them.
+        """
+        if self.distributed_launch and stage != sb.Stage.TRAIN:
+            loader_kwargs["batch_sampler"] = share_batches(
+                loader_kwargs["batch_sampler"],
+                get_rank(),
+                torch.distributed.get_world_size(),
+            )
+        return super().make_dataloader(dataset, stage, **loader_kwargs)
+
     def _train_loader_specifics(self, dataset, loader_kwargs):
         """Batches in turn, reshuffled by set_epoch.
 
@@ -180,6 +195,17 @@ class TrainingBrain(sb.Brain):
             loader_kwargs["batch_sampler"], get_rank() or 0, processes
         )
         return {**loader_kwargs, "batch_sampler": self.train_sampler}
+
+    def _wrap_distributed(self):
+        """Buffers, constants all of them, are not sent around.
+
+        Torch sends them before the first batch after a stage, and waits for ever for a
+        process that has no batch to validate.
+        """
+        super()._wrap_distributed()
+        for module in self.modules.values():
+            if isinstance(module, DistributedDataParallel):
+                module.broadcast_buffers = False
 
     def fit(self, *args, **kwargs):
         """Train; a signal stops training only, and only while it lasts."""
@@ -215,7 +241,7 @@ class TrainingBrain(sb.Brain):
         return (save or self.stopping) and self.group_units == 0
 
     def _save_intra_epoch_ckpt(self):
-        self.train_ledger.gather(self.device)
+        self.train_ledger.gather()
         super()._save_intra_epoch_ckpt()
         if self.stopping:
             self.stopped = True

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, last_checkpoint, tiny_arguments, train
+from conftest import ROOT, last_checkpoint, tiny_arguments, train, write_corpus
 
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
@@ -195,3 +195,30 @@ def test_bf16_trains(corpus, tmp_path):
     train(arguments)
     rows = epochs(tmp_path / "run")
     assert rows[-1]["train"]["loss"] < 0.8 * rows[0]["train"]["loss"]
+
+
+@pytest.mark.slow
+def test_processes_share_what_is_scored(corpus, tmp_path):
+    """The figures and alignments of one process, with fewer utterances than processes."""
+    one, three = (write_corpus(tmp_path, count, 10 + count) for count in (1, 3))
+    arguments = tiny_arguments((corpus[0], one), tmp_path, number_of_epochs=8)
+    arguments[arguments.index("--test_csv") + 1] = f"[{corpus[1]}, {three}]"
+    train([*arguments, "--distributed_backend", "gloo"], processes=2)
+    run = tmp_path / "run"
+    shared = json.loads((run / "run.json").read_text())["results"]
+    alignments = {path: path.read_text() for path in run.glob("errors_*.txt")}
+    assert len(epochs(run)) == 8 and epochs(run)[0]["valid"]["utterances"] == 1
+    train([*arguments, "--test_only"])
+    alone = json.loads((run / "run.json").read_text())["results"]
+    assert {n: r["utterances"] for n, r in shared.items()} == {
+        "valid": 1,
+        "set2": 12,
+        "set13": 3,
+    }
+    for name, figures in alone.items():
+        for result in (figures, shared[name]):
+            result.pop("seconds")
+        for losses in (figures.pop("losses"), shared[name].pop("losses")):
+            assert set(losses) == {"ce", "quantity", "ctc"}
+        assert shared[name] == pytest.approx(figures), name
+    assert alignments == {path: path.read_text() for path in alignments}
