@@ -32,7 +32,7 @@ from cif_lobes.validation import prepare_own_data
 logger = logging.getLogger(__name__)
 
 # Settings kept beside the figures of a test.
-DECODING = ("beam_size", "tail_threshold", "average", "num_checkpoints")
+DECODING = ("tail_threshold", "average", "num_checkpoints")
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -311,7 +311,7 @@ def score(brain, hparams, datasets, key="{}", **settings):
     key : str
         Name of a set's figures in run.json and of its errors_*.txt, {} being the set's.
     settings
-        How it was decoded, stored beside the figures.
+        How it was decoded besides, stored beside the figures.
 
     Returns
     -------
@@ -331,7 +331,9 @@ def score(brain, hparams, datasets, key="{}", **settings):
             brain.error_rate.write(path)
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
         searcher = hparams.get("test_searcher", hparams["searcher"])
-        decoding = {"searcher": type(searcher).__name__}
+        # A greedy one has no beam.
+        beam = getattr(searcher, "beam_size", 1)
+        decoding = {"searcher": type(searcher).__name__, "beam": beam}
         decoding |= {s: hparams[s] for s in DECODING if s in hparams}
         hparams["record"].result(
             key.format(name), results[name], **decoding, **settings

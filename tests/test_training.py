@@ -1,6 +1,8 @@
 """Training end to end on tones: it learns, resumes exactly, and agrees with torchrun."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +86,32 @@ def test_evaluate_with_a_beam_and_one_checkpoint(trained):
     results = json.loads((trained / "run.json").read_text())["results"]
     figures = results["set2_num_checkpoints=1_beam=4"]
     assert figures["beam"] == 4 and figures["error_rate"] < 30
+
+
+def test_the_tests_have_the_beam_of_the_yaml(corpus, trained, tmp_path):
+    """train.py and evaluate.py alike; runs made before there was a setting are greedy."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    settings = {"number_of_epochs": 24, "beam_size": 3}
+    train([*tiny_arguments(corpus, tmp_path, **settings), "--test_only"])
+
+    def figures(name="set2"):
+        record = json.loads((run / "run.json").read_text())["results"][name]
+        record.pop("seconds")
+        return record
+
+    by_train = figures()
+    assert by_train["beam"] == 3 and by_train["searcher"] == "BeamSearcher"
+    evaluate(run, "--split", "set2")
+    assert figures() == by_train
+    evaluate(run, "--split", "set2", "--beam", "1")
+    greedy = figures("set2_beam=1")
+    assert greedy["beam"] == 1
+    yaml = (run / "hyperparams.yaml").read_text()
+    yaml = re.sub(r"test_searcher:.*\n( .*\n)*", "", yaml)
+    (run / "hyperparams.yaml").write_text(re.sub(r"beam_size:.*\n", "", yaml))
+    evaluate(run, "--split", "set2")
+    assert figures() == {**greedy, "searcher": "GreedySearcher"}
 
 
 def test_evaluate_names_the_sets_there_are(trained):
