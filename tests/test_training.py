@@ -11,6 +11,10 @@ import pytest
 import torch
 from conftest import ROOT, last_checkpoint, tiny_arguments, train, write_corpus
 
+from cif_lobes import recognizer_brain
+from cif_lobes.dataio import make_dataset
+from cif_lobes.experiment import load_run, manifest_paths, score
+
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
 
@@ -112,6 +116,27 @@ def test_the_tests_have_the_beam_of_the_yaml(corpus, trained, tmp_path):
     (run / "hyperparams.yaml").write_text(re.sub(r"beam_size:.*\n", "", yaml))
     evaluate(run, "--split", "set2")
     assert figures() == {**greedy, "searcher": "GreedySearcher"}
+
+
+def test_checkpoints_are_averaged_once_for_all_sets(trained, tmp_path, monkeypatch):
+    run, calls = tmp_path / "run", []
+    shutil.copytree(trained, run)
+    average = recognizer_brain.average_parameters
+    monkeypatch.setattr(
+        recognizer_brain,
+        "average_parameters",
+        lambda *given: calls.append(given) or average(*given),
+    )
+    brain, hparams = load_run(run)
+    data = make_dataset(manifest_paths(hparams)["set2"], hparams["tokenizer"], 16000)
+    figures = score(brain, hparams, {"a": data, "b": data})
+    assert len(calls) == 1
+    assert figures["a"]["error_rate"] == figures["b"]["error_rate"] < 30
+    # Whoever goes on training scores another network.
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    brain.on_fit_start()
+    brain.on_evaluate_start()
+    assert len(calls) == 2
 
 
 def test_evaluate_names_the_sets_there_are(trained):
