@@ -31,7 +31,12 @@ def parse_arguments(argv):
     )
     parser.add_argument("--csv", help="score this csv instead (ID, wav, wrd)")
     add = parser.add_argument
-    add("--beam", type=int, nargs="+", help="hypotheses kept; 1: greedy (default)")
+    add(
+        "--beam",
+        type=int,
+        nargs="+",
+        help="hypotheses kept; 1: greedy (default: beam_size of the run's yaml, or 1)",
+    )
     add("--lm", help="language model: output_folder of train_lm.py, or an n-gram file")
     add("--lm_weight", type=float, nargs="+", help="its weight (default: 0.2)")
     add(
@@ -116,16 +121,17 @@ def main(given):
             print(f"to use the first: python evaluate.py {given.run} --swept")
         return
     hparams["cif"].tail_threshold = hparams["tail_threshold"]
-    decoding = {"beam": chosen.get("beam", 1)}
+    decoding = {}
     if lm:
-        decoding |= {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
+        decoding = {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
         scorer = fuse(scorer, decoding["lm_weight"])
     if given.lm:
         # Two folders of its path tell its row and seed.
         changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
-    if scorer or decoding["beam"] > 1:
-        searcher = BeamSearcher(hparams["decoder"], decoding["beam"], scorer)
-        hparams["searcher"] = brain.hparams.searcher = searcher
+    if scorer or "beam" in chosen:
+        beam = chosen.get("beam", hparams.get("beam_size", 1))
+        searcher = BeamSearcher(hparams["decoder"], beam, scorer)
+        hparams["test_searcher"] = brain.hparams.test_searcher = searcher
     key = ["{}", *(["swept"] if given.swept else [])]
     key += [f"{name}={value}" for name, value in changed.items()]
     score(brain, hparams, datasets, key="_".join(key), **decoding)

@@ -11,7 +11,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from cif_lobes.manifest import read_manifest
-from cif_lobes.update_batches import UpdateBatches, rank_and_processes
+from cif_lobes.processes import rank_and_processes
+from cif_lobes.update_batches import UpdateBatches
 
 logger = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from cif_lobes.validation import prepare_own_data
 logger = logging.getLogger(__name__)
 
 # Settings kept beside the figures of a test.
-DECODING = ("beam_size", "tail_threshold", "average", "num_checkpoints")
+DECODING = ("tail_threshold", "average", "num_checkpoints")
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -251,8 +251,6 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             train_loader_kwargs=train_options,
             valid_loader_kwargs=valid_options,
         )
-    except FloatingPointError as error:
-        sys.exit(str(error) if if_main_process() else 1)
     except KeyboardInterrupt:
         folder = hparams["save_folder"]
         saved = (
@@ -260,7 +258,7 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
         )
         message = f"stopped; {saved}. Go on with:\n  {this_command()}"
         sys.exit(message if if_main_process() else 1)
-    except DiskFull as error:
+    except (DiskFull, FloatingPointError) as error:
         message = f"stopped: {error}:\n  {this_command()}"
         sys.exit(message if if_main_process() else 1)
 
@@ -328,7 +326,7 @@ def score(brain, hparams, datasets, key="{}", **settings):
     key : str
         Name of a set's figures in run.json and of its errors_*.txt, {} being the set's.
     settings
-        How it was decoded, stored beside the figures.
+        How it was decoded besides, stored beside the figures.
 
     Returns
     -------
@@ -347,7 +345,9 @@ def score(brain, hparams, datasets, key="{}", **settings):
         if if_main_process():
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
         searcher = hparams.get("test_searcher", hparams["searcher"])
-        decoding = {"searcher": type(searcher).__name__}
+        # A greedy one has no beam.
+        beam = getattr(searcher, "beam_size", 1)
+        decoding = {"searcher": type(searcher).__name__, "beam": beam}
         decoding |= {s: hparams[s] for s in DECODING if s in hparams}
         figures = {**results[name], **decoding, **settings}
         failed = main_process_only(keep_figures)(

@@ -17,6 +17,7 @@ from cif_lobes.dataio import read_audio
 from cif_lobes.experiment import assemble, finish, fit, start
 from cif_lobes.losses import regression_distillation
 from cif_lobes.manifest import read_manifest
+from cif_lobes.processes import gather_objects
 from cif_lobes.speech_cache import open_speech_cache
 from cif_lobes.speech_teachers import SpeechTeacher
 from cif_lobes.training_brain import TrainingBrain
@@ -93,18 +94,18 @@ class FitHuBERTBrain(TrainingBrain):
         numbers = (student - teacher).square().sum(), teacher.square().sum()
         frames = torch.full_like(numbers[0], len(teacher))
         moments = torch.cat([torch.stack([*numbers, frames]), teacher.sum(0)])
-        self.moments = self.moments + moments
+        self.moments = self.moments.to(moments) + moments
 
     def start_scoring(self):
         """Nothing has been seen of the teacher."""
-        self.moments = 0.0
+        # Of no width: a process that has nothing to validate adds nothing.
+        self.moments = torch.zeros(())
 
     def scores(self):
         """Error, as a share of that of a student that knows the teacher's mean only."""
-        if self.distributed_launch:
-            torch.distributed.all_reduce(self.moments)
-        error, squares, frames = self.moments[:3]
-        spread = squares - self.moments[3:].square().sum() / frames
+        moments = sum(gather_objects(self.moments.cpu()))
+        error, squares, frames = moments[:3]
+        spread = squares - moments[3:].square().sum() / frames
         return {"unexplained": float(error / spread)}
 
     def count_units(self, predictions):

@@ -16,8 +16,9 @@ from speechbrain.decoders import scorer as sb_scorer
 
 from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
 from cif_lobes.manifest import read_rows
+from cif_lobes.processes import rank_and_processes
 from cif_lobes.tokens import SPECIALS
-from cif_lobes.update_batches import UpdateBatches, rank_and_processes
+from cif_lobes.update_batches import UpdateBatches
 
 BEST_KEY = "perplexity"
 POSITIONS = 2500  # of SpeechBrain's TransformerLM

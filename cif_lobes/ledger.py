@@ -10,6 +10,8 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 
+from cif_lobes.processes import gather_objects
+
 
 @register_checkpoint_hooks
 class Ledger:
@@ -69,36 +71,24 @@ class Ledger:
         """Wall-clock time of the stage, without that between a stop and its resume."""
         return round(time.monotonic() - self.started, 1)
 
-    def reduce(self, device):
-        """Add up over the processes of a distributed run."""
+    def reduce(self):
+        """Add up over the processes of a distributed run.
+
+        By name: a process that had nothing to validate has no names.
+        """
         if not dist.is_initialized():
             return
-        # A process that had no batch knows none of the names.
-        known = [None] * dist.get_world_size()
-        dist.all_gather_object(known, (self.weights, list(self.counts)))
-        for weights, ratios in known:
-            self.weights |= weights
-            for name in weights:
-                self.sums.setdefault(name, 0.0)
-            for name in ratios:
-                self.counts.setdefault(name, (0, 0))
-        self.sums, self.counts = _sorted(self.sums), _sorted(self.counts)
-        numbers = [float(s) for s in self.sums.values()]
-        numbers += [float(n) for pair in self.counts.values() for n in pair]
-        total = torch.tensor(
-            [*numbers, self.tokens], dtype=torch.float64, device=device
-        )
-        dist.all_reduce(total)
-        *numbers, self.tokens = total.tolist()
-        self.sums = dict(zip(self.sums, numbers, strict=False))
-        pairs = numbers[len(self.sums) :]
-        self.counts = dict(
-            zip(self.counts, zip(pairs[::2], pairs[1::2], strict=True), strict=True)
-        )
+        mine = Ledger()
+        mine.merge(self)
+        mine.sums = {name: float(total) for name, total in self.sums.items()}
+        mine.counts = {n: (float(a), float(b)) for n, (a, b) in self.counts.items()}
+        self.weights, self.sums, self.counts, self.tokens = {}, {}, {}, 0
+        for share in gather_objects(mine):
+            self.merge(share)
 
-    def gather(self, device):
+    def gather(self):
         """Move what all processes have counted to the first, whose ledger is saved."""
-        self.reduce(device)
+        self.reduce()
         self._leave_to_the_first()
 
     def _leave_to_the_first(self):
@@ -138,8 +128,3 @@ class Ledger:
         self.weights, self.sums, self.counts, self.tokens, seconds = saved
         self.started = time.monotonic() - seconds
         self._leave_to_the_first()
-
-
-def _sorted(by_name):
-    """The same on every process."""
-    return dict(sorted(by_name.items()))

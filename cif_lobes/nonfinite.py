@@ -8,6 +8,8 @@ import logging
 
 import torch
 
+from cif_lobes.processes import gather_objects
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,10 +55,7 @@ class NonFinite:
         self.skipped += 1
         if self._kept:
             torch._foreach_copy_(self._statistics, self._kept)
-        found = [explain(update, ledger)]
-        if torch.distributed.is_initialized():
-            mine, found = found[0], [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, mine)
+        found = gather_objects(explain(update, ledger))
         causes = "; ".join(filter(None, found)) or "the gradient, of a finite loss"
         message = f"not finite: {causes}"
         if self.skipped < self.patience:

@@ -1,11 +1,13 @@
 """Character or word error rate with its substitutions, deletions and insertions."""
 
+import itertools
 import re
 
 from speechbrain.dataio.wer import print_alignments, print_wer_summary
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 
 from cif_lobes.atomic_files import atomic_open
+from cif_lobes.processes import gather_objects
 
 UNITS = re.compile(r"<unk>|\S")
 NAMES = {"char": "CER", "word": "WER", "phone": "PER"}
@@ -47,6 +49,10 @@ class ErrorRate:
             [self.split(text) for text in hypotheses],
             compute_alignments=True,
         )
+
+    def gather(self):
+        """Bring together what the processes of a distributed run have scored."""
+        self.scores = list(itertools.chain(*gather_objects(self.scores)))
 
     def split(self, text):
         """Units of a text, as list of str."""

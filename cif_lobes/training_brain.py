@@ -24,9 +24,11 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 from speechbrain.utils.distributed import get_rank, if_main_process
+from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.ledger import Ledger
 from cif_lobes.nonfinite import NonFinite
+from cif_lobes.processes import rank_and_processes, share_batches
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +198,7 @@ class TrainingBrain(sb.Brain):
         """Log a stage; after validation, save and set old checkpoints aside."""
         if stage == sb.Stage.TRAIN:
             self.ledger = self.train_ledger
-        self.ledger.reduce(self.device)
+        self.ledger.reduce()
         figures = self.ledger.summary()
         figures["seconds"] = self.ledger.seconds()
         if stage == sb.Stage.TRAIN:
@@ -232,17 +234,33 @@ class TrainingBrain(sb.Brain):
     # --- data order, interruption, checkpoints ---
 
     def make_dataloader(self, dataset, stage, ckpt_prefix=None, **loader_kwargs):
-        """SpeechBrain's, of which no checkpoint holds the place.
+        """Validation and test sets are shared among the processes, and no checkpoint
+        holds the place in the training set.
 
-        That would be a number of passes, which are more with fewer processes;
-        `updates_in_epoch` is the same for any.
+        SpeechBrain lets every process score all of them, and saves a number of passes,
+        which are more with fewer processes; `updates_in_epoch` is the same for any.
         """
+        if self.distributed_launch and stage != sb.Stage.TRAIN:
+            loader_kwargs["batch_sampler"] = share_batches(
+                loader_kwargs["batch_sampler"], *rank_and_processes()
+            )
         return super().make_dataloader(dataset, stage, None, **loader_kwargs)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
         """The batches as they are: SpeechBrain would deal them a second time."""
         self.train_sampler = loader_kwargs["batch_sampler"]
         return loader_kwargs
+
+    def _wrap_distributed(self):
+        """Buffers, constants all of them, are not sent around.
+
+        Torch sends them before the first batch after a stage, and waits for ever for a
+        process that has no batch to validate.
+        """
+        super()._wrap_distributed()
+        for module in self.modules.values():
+            if isinstance(module, DistributedDataParallel):
+                module.broadcast_buffers = False
 
     def fit(self, *args, **kwargs):
         """Train; a signal stops training only, and only while it lasts."""
@@ -297,7 +315,7 @@ class TrainingBrain(sb.Brain):
 
     def _save_intra_epoch_ckpt(self):
         self.nonfinite.check_parameters()
-        self.train_ledger.gather(self.device)
+        self.train_ledger.gather()
         super()._save_intra_epoch_ckpt()
         self.saved_at = time.monotonic(), self.step
         if self.failure:

@@ -10,8 +10,6 @@ stopped run goes on are the same on any machine.
 import math
 from typing import NamedTuple
 
-import torch
-
 
 class Pass(NamedTuple):
     """One forward and backward pass of one process."""
@@ -173,10 +171,3 @@ def _cut(ordered, size, limit):
         parts[-1].append(utterance)
         room -= 1
     return parts
-
-
-def rank_and_processes():
-    """Number of this process, from 0, and how many train together."""
-    if not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()

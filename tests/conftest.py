@@ -176,7 +176,7 @@ def found_by_the_run(trained, signals):
     brain.modules.eval()
     batch = PaddedBatch([{"signal": signal} for signal in signals])
     with torch.no_grad():
-        return brain.transcribe(*brain.encode(batch, Stage.TEST))[0]
+        return brain.transcribe(*brain.encode(batch, Stage.TEST), Stage.TEST)[0]
 
 
 def pad(signals, value=0.0):

@@ -158,4 +158,4 @@ def test_timit(tmp_path):
     out = run(SCRIPTS / "train.py", SCRIPTS / "hparams/ctc_attention.yaml", *flags)
     assert "test: PER" in out and "of 18 phones, 2 utterances" in out
     result = json.loads((tmp_path / "run/run.json").read_text())["results"]["test"]
-    assert result["searcher"] == "S2SRNNBeamSearcher" and result["beam_size"] == 3
+    assert result["searcher"] == "S2SRNNBeamSearcher" and result["beam"] == 3

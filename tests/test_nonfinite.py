@@ -54,7 +54,7 @@ def test_only_bad_recordings(poisoned, tmp_path):
     arguments = tiny_arguments((train_csv, valid_csv), tmp_path)
     done = train(arguments, check=False)
     assert done.returncode == 1
-    message = done.stderr.strip().splitlines()[-1]
+    message = done.stderr.strip().splitlines()[-2]
     assert "5 updates in a row were left out" in message and "utt1-" in message
     assert "loss ce, quantity, ctc" in message
     write_corpus(train_csv.parent, 48, 1, suffix="wav")  # mended

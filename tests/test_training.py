@@ -1,13 +1,19 @@
 """Training end to end on tones: it learns, resumes exactly, and agrees with torchrun."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, last_checkpoint, tiny_arguments, train
+from conftest import ROOT, last_checkpoint, tiny_arguments, train, write_corpus
+
+from cif_lobes import recognizer_brain
+from cif_lobes.dataio import make_dataset
+from cif_lobes.experiment import load_run, manifest_paths, score
 
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
@@ -100,6 +106,53 @@ def test_evaluate_with_a_beam_and_one_checkpoint(trained):
     results = json.loads((trained / "run.json").read_text())["results"]
     figures = results["set2_num_checkpoints=1_beam=4"]
     assert figures["beam"] == 4 and figures["error_rate"] < 30
+
+
+def test_the_tests_have_the_beam_of_the_yaml(corpus, trained, tmp_path):
+    """train.py and evaluate.py alike; runs made before there was a setting are greedy."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    settings = {"number_of_epochs": 24, "beam_size": 3}
+    train([*tiny_arguments(corpus, tmp_path, **settings), "--test_only"])
+
+    def figures(name="set2"):
+        record = json.loads((run / "run.json").read_text())["results"][name]
+        record.pop("seconds")
+        return record
+
+    by_train = figures()
+    assert by_train["beam"] == 3 and by_train["searcher"] == "BeamSearcher"
+    evaluate(run, "--split", "set2")
+    assert figures() == by_train
+    evaluate(run, "--split", "set2", "--beam", "1")
+    greedy = figures("set2_beam=1")
+    assert greedy["beam"] == 1
+    yaml = (run / "hyperparams.yaml").read_text()
+    yaml = re.sub(r"test_searcher:.*\n( .*\n)*", "", yaml)
+    (run / "hyperparams.yaml").write_text(re.sub(r"beam_size:.*\n", "", yaml))
+    evaluate(run, "--split", "set2")
+    assert figures() == {**greedy, "searcher": "GreedySearcher"}
+
+
+def test_checkpoints_are_averaged_once_for_all_sets(trained, tmp_path, monkeypatch):
+    run, calls = tmp_path / "run", []
+    shutil.copytree(trained, run)
+    average = recognizer_brain.average_parameters
+    monkeypatch.setattr(
+        recognizer_brain,
+        "average_parameters",
+        lambda *given: calls.append(given) or average(*given),
+    )
+    brain, hparams = load_run(run)
+    data = make_dataset(manifest_paths(hparams)["set2"], hparams["tokenizer"], 16000)
+    figures = score(brain, hparams, {"a": data, "b": data})
+    assert len(calls) == 1
+    assert figures["a"]["error_rate"] == figures["b"]["error_rate"] < 30
+    # Whoever goes on training scores another network.
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    brain.on_fit_start()
+    brain.on_evaluate_start()
+    assert len(calls) == 2
 
 
 def test_evaluate_names_the_sets_there_are(trained):
@@ -229,3 +282,30 @@ def test_bf16_trains(corpus, tmp_path):
     train(arguments)
     rows = epochs(tmp_path / "run")
     assert rows[-1]["train"]["loss"] < 0.8 * rows[0]["train"]["loss"]
+
+
+@pytest.mark.slow
+def test_processes_share_what_is_scored(corpus, tmp_path):
+    """The figures and alignments of one process, with fewer utterances than processes."""
+    one, three = (write_corpus(tmp_path, count, 10 + count) for count in (1, 3))
+    arguments = tiny_arguments((corpus[0], one), tmp_path, number_of_epochs=8)
+    arguments[arguments.index("--test_csv") + 1] = f"[{corpus[1]}, {three}]"
+    train([*arguments, "--distributed_backend", "gloo"], processes=2)
+    run = tmp_path / "run"
+    shared = json.loads((run / "run.json").read_text())["results"]
+    alignments = {path: path.read_text() for path in run.glob("errors_*.txt")}
+    assert len(epochs(run)) == 8 and epochs(run)[0]["valid"]["utterances"] == 1
+    train([*arguments, "--test_only"])
+    alone = json.loads((run / "run.json").read_text())["results"]
+    assert {n: r["utterances"] for n, r in shared.items()} == {
+        "valid": 1,
+        "set2": 12,
+        "set13": 3,
+    }
+    for name, figures in alone.items():
+        for result in (figures, shared[name]):
+            result.pop("seconds")
+        for losses in (figures.pop("losses"), shared[name].pop("losses")):
+            assert set(losses) == {"ce", "quantity", "ctc"}
+        assert shared[name] == pytest.approx(figures), name
+    assert alignments == {path: path.read_text() for path in alignments}
