@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import load_module
+from tiny_cache import change_states
 from tiny_teacher import make_teacher
 
 from cif_lobes import extraction
@@ -157,15 +158,29 @@ def test_ids_must_be_unique_over_all_manifests(folder):
 def test_verify_accepts_what_build_made(folder, capsys, layer, dtype):
     run(folder, layer=layer, dtype=dtype)
     run(folder, "verify", layer=layer, dtype=dtype)
-    assert "6 of 6 utterances; 5 computed again" in capsys.readouterr().out
+    assert "6 of 6 utterances; all read; 5 computed again" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", [1.0, float("nan")])
-def test_verify_finds_a_wrong_state(folder, damage):
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_verify_finds_a_wrong_state(folder, wrong):
+    """Not what the teacher says, though the file is sound."""
     run(folder)
+
+    def change(values):
+        values[-1] += wrong
+        return values
+
+    change_states(folder / "bert.h5", change)
+    with pytest.raises(ValueError, match="a state of utterance u0.*at most .*rounding"):
+        run(folder, "verify")
+
+
+def test_verify_reads_what_it_does_not_compute_again(folder, monkeypatch):
+    run(folder)
+    monkeypatch.setattr(extraction, "SAMPLE", 1)
     with h5py.File(folder / "bert.h5", "a") as file:
-        file["values"][-1] += damage
-    with pytest.raises(ValueError, match="a state of utterance u0.* is damaged"):
+        file["values"][...] += 1
+    with pytest.raises(OSError, match="are not those that were written"):
         run(folder, "verify")
 
 
@@ -204,8 +219,7 @@ def test_inspect_says_what_regression_costs_without_learning(folder, capsys):
 
 def test_inspect_says_when_all_states_look_alike(folder, capsys):
     run(folder, layer=0)
-    with h5py.File(folder / "bert.h5", "a") as file:
-        file["values"][...] = file["values"][...] + 20
+    change_states(folder / "bert.h5", lambda values: values + 20)
     run(folder, "inspect")
     assert "nearly collapsed: centre" in capsys.readouterr().out
 
