@@ -25,7 +25,7 @@ from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teachers import TextTeacher
 
 ROOT = pathlib.Path(__file__).parents[1]
-TEXTS = ["今天天气好", "买房吗", "城市的电视", "买 iPhone 吗", "今天天气好", "Ａ３６"]
+TEXTS = ["今天天气好", "买房吗", "城市的电视", "买 iPhone 吗", "今天天气好", "ＴＶ"]
 YAML = """# Teacher states.
 teacher: {folder}/teacher  # folder
 layer: -1  # layer or list of layers
@@ -90,7 +90,7 @@ def test_the_cache_holds_the_teachers_states_of_normalised_text(folder, capsys):
         "城市的电视",
         "买iphone吗",
         "今天天气好",
-        "a36",
+        "tv",
     ]
     for utt_id, text in zip(cache, normalized, strict=True):
         assert len(cache[utt_id]) == len(text) + 1
@@ -144,6 +144,21 @@ def test_a_changed_manifest_tokenizer_or_teacher_is_noticed(folder, tmp_path):
     make_teacher(folder / "teacher", seed=1)
     with pytest.raises(ValueError, match="teacher_weights is"):
         run(folder)
+
+
+def test_a_teacher_that_knows_no_word_is_refused(folder):
+    write_texts(folder, ["今天", "the dog", "a"])
+    message = r"2 of 5 pieces .*40.00%\) .*unknown token, as in 'a' \(utterance u0002\)"
+    with pytest.raises(ValueError, match=f"{message}; at most 5% may be. Take a teach"):
+        run(folder, language="en")
+    assert not (folder / "bert.h5").exists()
+
+
+def test_a_few_unknown_pieces_are_reported(folder, capsys):
+    write_texts(folder, ["今天天气好" * 10, "龘"])
+    run(folder)
+    assert "1 of 51 pieces of the transcripts (1.96%)" in capsys.readouterr().out
+    assert len(TeacherCache(folder / "bert.h5")) == 2
 
 
 def test_ids_must_be_unique_over_all_manifests(folder):

@@ -74,7 +74,10 @@ def place(tmp_path_factory):
     make_teacher(
         place / "models/bert-base-chinese",
         width=16,
-        vocab=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PITCH),
+        vocab=[
+            *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+            *(f"{mark}{letter}" for mark in ("", "##") for letter in PITCH),
+        ],
     )
     make_hubert(place / "models/hubert-base-ls960")
     for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
