@@ -53,7 +53,8 @@ class TeacherCache:
         What made the cache: teacher, teacher_weights, layer, teacher_tokenizer,
         tokenizer_fingerprint, text_normalization, dtype, versions, command.
     shape : tuple of int
-        Of one state: (H,), or (L, H) if a list of L layers was asked for.
+        Of one state: (H,), or (L, H) if a list of L layers was asked for. After
+        `use_layers`, L is the number of those.
     dtype : torch.dtype
         Of the states.
     mean : torch.Tensor, [H] or [L, H], float32
@@ -82,6 +83,7 @@ class TeacherCache:
         self.path = os.fspath(path)
         if not os.path.exists(self.path):
             raise FileNotFoundError(_absent(self.path))
+        self._columns = None  # of the axis of layers: all
         self._file = open(self.path, "rb", buffering=0)
         try:
             self._read_index()
@@ -115,7 +117,7 @@ class TeacherCache:
             self._address = values.id.get_offset()
             if seal != (self._address, values.nbytes):
                 raise ValueError("the seal is on other states")
-            self.shape = values.shape[1:]
+            self.shape = self._stored_shape = values.shape[1:]
             self.dtype = DTYPES[self.attributes["dtype"]][0]
             self.mean = torch.from_numpy(own_dataset(file, "mean")[...])
             self._text_hash = own_dataset(file, "text_hash")[...].tolist()
@@ -133,8 +135,8 @@ class TeacherCache:
         start, stop = self._rows(utt_id)
         states = read_states(
             self._file.fileno(),
-            self._address + start * math.prod(self.shape) * self.dtype.itemsize,
-            (stop - start, *self.shape),
+            self._address + start * math.prod(self._stored_shape) * self.dtype.itemsize,
+            (stop - start, *self._stored_shape),
             self.dtype,
             self._checksums[self._text_index[utt_id]],
         )
@@ -145,7 +147,36 @@ class TeacherCache:
                 "interrupted copy. Copy it again, or build it again: "
                 f"{self.build_command} --overwrite True"
             )
-        return states
+        return states if self._columns is None else states[:, self._columns]
+
+    def use_layers(self, layers):
+        """Give only some of the layers from now on, in this order.
+
+        Arguments
+        ---------
+        layers : list of int, or int
+            Numbers of the teacher's layers, of those in `attributes["layer"]`.
+
+        Raises
+        ------
+        ValueError
+            If the cache lacks one.
+        """
+        stored = self.attributes.get("layer")
+        layers = _as_list(layers)
+        if not layers or set(layers) - {*_as_list(stored)}:
+            raise ValueError(
+                f"teacher cache {self.path} has layer {stored} of the teacher, asked for "
+                f"is {layers}: choose among its layers, or build one with these: "
+                f"{self.build_command} --layer '{sorted(layers)}' --overwrite True"
+            )
+        if isinstance(stored, list):
+            self._take([stored.index(number) for number in layers])
+
+    def _take(self, columns):
+        self._columns = columns
+        self.shape = (len(columns), *self._stored_shape[1:])
+        self.mean = self.mean[columns]
 
     def parts(self, utt_id):
         """The named parts of an utterance's states, of a cache that has such.
@@ -279,7 +310,7 @@ class TeacherCache:
         return self._offsets[index], self._offsets[index + 1]
 
     def __reduce__(self):
-        return _reopen, (self.path, self.attributes["fingerprint"])
+        return _reopen, (self.path, self.attributes["fingerprint"], self._columns)
 
 
 def text_hash(text):
@@ -308,6 +339,10 @@ def attributes_of(file):
     }
 
 
+def _as_list(layers):
+    return layers if isinstance(layers, list) else [layers]
+
+
 def _absent(path):
     if os.path.exists(f"{path}.partial"):
         return (
@@ -318,11 +353,13 @@ def _absent(path):
     return f"teacher cache {path} does not exist. Run: {BUILD_COMMAND}"
 
 
-def _reopen(path, fingerprint):
+def _reopen(path, fingerprint, columns):
     """Unpickle: a spawned worker opens the file itself."""
     cache = TeacherCache(path)
     if cache.attributes["fingerprint"] != fingerprint:
         raise OSError(
             f"teacher cache {path} was replaced by another while in use. Start again"
         )
+    if columns is not None:
+        cache._take(columns)
     return cache

@@ -64,6 +64,25 @@ def test_states_come_back_rounded_once(tmp_path, dtype, shape):
     assert cache.shape == shape
 
 
+def test_some_layers_in_any_order(tmp_path):
+    cache = write(tmp_path / "bert.h5", shape=(3, H), layer=[4, 8, 12])
+    all_states, all_means = cache["b"], cache.mean
+    cache.use_layers([12, 4])
+    for reader in (cache, pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(reader["b"], all_states[:, [2, 0]])
+        assert torch.equal(reader.mean, all_means[[2, 0]]) and reader.shape == (2, H)
+    one = write(tmp_path / "one.h5")
+    one.use_layers(12)
+    assert one.shape == (H,) and one["a"].shape == (5, H)
+
+
+@pytest.mark.parametrize("wanted", [[4, 6], 6, []])
+def test_a_layer_that_is_not_there(tmp_path, wanted):
+    cache = write(tmp_path / "bert.h5", shape=(3, H), layer=[4, 8, 12])
+    with pytest.raises(ValueError, match=r"has layer \[4, 8, 12\] of the teacher"):
+        cache.use_layers(wanted)
+
+
 def test_equal_transcripts_are_stored_once(tmp_path):
     cache = write(tmp_path / "bert.h5")
     assert len(cache) == 5 and list(cache) == list(UTTERANCES)
