@@ -23,7 +23,7 @@ from cif_lobes.dataio import (
     make_dataset,
     train_loader_options,
 )
-from cif_lobes.distillation import open_cache, used_modules
+from cif_lobes.distillation import add_teacher, used_modules
 from cif_lobes.manifest import read_manifest
 from cif_lobes.pretrained import start_from
 from cif_lobes.run_files import (
@@ -68,8 +68,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     run_on_main(fit_tokenizer, args=[hparams, manifests["train"]])
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
-    cache = open_cache(hparams, manifests["train"]) if learning else None
-    hparams["teacher_mean"] = cache and cache.mean
+    cache = add_teacher(hparams, manifests["train"]) if learning else None
     datasets = {
         name: make_dataset(
             path, tokenizer, hparams["sample_rate"], cache if name == "train" else None

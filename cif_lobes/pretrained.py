@@ -103,6 +103,24 @@ def take_parameters(model, parameters, fresh, source):
     return _modules(taken)
 
 
+def load_parameters(model, parameters):
+    """Give a network all of its parameters.
+
+    Those of the heads of a teacher are left out if it has no such: only training does.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    parameters : dict of str to torch.Tensor
+        From `read_parameters`.
+    """
+    absent = {*TEACHERS} - {*model}
+    model.load_state_dict(
+        {k: v for k, v in parameters.items() if k.split(".")[0] not in absent}
+    )
+
+
 def read_parameters(path):
     """Parameters of a run's network: of one checkpoint, or averaged as its yaml says.
 
