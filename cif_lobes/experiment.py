@@ -17,6 +17,7 @@ from speechbrain.utils.distributed import (
 
 from cif_lobes.atomic_files import DiskFull
 from cif_lobes.brain import CIFBrain
+from cif_lobes.checkpoints import SafeCheckpointer
 from cif_lobes.dataio import (
     check_tokens,
     eval_loader_options,
@@ -34,6 +35,7 @@ from cif_lobes.run_files import (
 )
 from cif_lobes.run_lock import lock_run, release_runs
 from cif_lobes.run_record import RunRecord, this_command
+from cif_lobes.safe_yaml import build
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.validation import prepare_own_data
 
@@ -286,7 +288,8 @@ def load_run(folder, overrides=None, run_opts=None):
     FileNotFoundError
         If the folder holds no run.
     ValueError
-        If it holds another kind of run.
+        If it holds another kind of run, or names what a yaml may not; see
+        `cif_lobes.safe_yaml`.
     """
     folder = pathlib.Path(folder)
     hparams_file = folder / "hyperparams.yaml"
@@ -300,14 +303,14 @@ def load_run(folder, overrides=None, run_opts=None):
         "save_folder": str(folder / "save"),
         **(overrides or {}),
     }
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    if "cif" not in hparams["modules"]:
+    hparams = build(hparams_file, overrides)
+    if "cif" not in hparams.get("modules", ()):
         raise ValueError(
             f"{folder} is no run of a CIF recogniser. Score it with its own command, "
             "which is in its run.json, and --test_only"
         )
-    hparams["checkpointer"].checkpoints_dir = folder / "save"
+    counter = {"counter": hparams["epoch_counter"]}
+    hparams["checkpointer"] = SafeCheckpointer(folder / "save", counter)
     hparams["tokenizer"].path = kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
 
