@@ -288,8 +288,7 @@ def load_run(folder, overrides=None, run_opts=None):
     FileNotFoundError
         If the folder holds no run.
     ValueError
-        If it holds another kind of run, or names what a yaml may not; see
-        `cif_lobes.safe_yaml`.
+        If it holds another kind of run, or is refused by `cif_lobes.safe_yaml`.
     """
     folder = pathlib.Path(folder)
     hparams_file = folder / "hyperparams.yaml"

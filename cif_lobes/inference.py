@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cif_lobes.alignment import FrameClock, frame_clock, token_spans
 from cif_lobes.dataio import read_audio
 from cif_lobes.export import PARAMETERS, open_export, open_run
+from cif_lobes.program import run_program
 from cif_lobes.transcript import (
     FORMATS,
     PAUSE,
@@ -317,4 +318,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

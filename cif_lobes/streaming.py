@@ -21,6 +21,7 @@ from cif_lobes.dataio import read_audio
 from cif_lobes.encoder_streaming import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.export import PARAMETERS, open_export, open_run
 from cif_lobes.manifest import read_manifest
+from cif_lobes.program import run_program
 
 
 class StreamedToken(NamedTuple):
@@ -226,4 +227,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

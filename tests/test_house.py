@@ -22,6 +22,8 @@ STDLIB = sys.stdlib_module_names
 LIGHT = {
     "text": set(),
     "atomic_files": set(),
+    "program": set(),
+    "safe_yaml": {"ruamel", "hyperpyyaml"},
     "yaml_settings": {"ruamel"},
     "cli": {
         "ruamel",
