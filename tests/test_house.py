@@ -25,9 +25,11 @@ LIGHT = {
     "program": set(),
     "safe_yaml": {"ruamel", "hyperpyyaml"},
     "yaml_settings": {"ruamel"},
+    "setting_checks": {"ruamel"},
     "cli": {
         "ruamel",
         "speechbrain",
+        "cif_lobes.setting_checks",
         "cif_lobes.yaml_settings",
     },  # the latter once arguments are known to be good
     "manifest": {"soundfile", "cif_lobes.atomic_files"},
