@@ -24,6 +24,7 @@ from cif_lobes.dataio import (
 )
 from cif_lobes.distillation import open_cache, used_modules
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import set_tf32
 from cif_lobes.pretrained import start_from
 from cif_lobes.run_record import RunRecord, this_command
 from cif_lobes.scoring import ErrorRate
@@ -185,6 +186,7 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     -------
     TrainingBrain
     """
+    set_tf32(False)  # SpeechBrain allows it when it is imported
     hparams["record"] = RunRecord(hparams["output_folder"])
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])

@@ -18,6 +18,8 @@ from ruamel.yaml.comments import TaggedScalar
 from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
 
+from cif_lobes.precision import full_float32
+
 # What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
 NETWORK = ("features", "encoder", "cif", "decoder")
 
@@ -83,6 +85,7 @@ class FireEncoder(torch.nn.Module):
         self.encoder = encoder
         self.cif = cif
 
+    @full_float32()
     def forward(self, wavs, wav_lens):
         """Fire a padded batch.
 
@@ -117,6 +120,7 @@ class FireDecoder(torch.nn.Module):
         super().__init__()
         self.searcher = searcher
 
+    @full_float32()
     def forward(self, fired, wav_lens):
         """Best hypotheses.
 

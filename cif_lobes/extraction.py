@@ -17,6 +17,7 @@ from cif_lobes.cache_building import (
     resumable,
 )
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import full_float32
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.teacher_inspection import describe
@@ -28,6 +29,7 @@ SAMPLE = 200  # utterances computed again
 VERSIONS_OF = ("torch", "transformers", "tokenizers", "h5py")
 
 
+@full_float32()
 def run(verb, hparams_file, run_opts, overrides):
     """Build, inspect or verify the cache of a yaml.
 

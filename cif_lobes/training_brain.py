@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import get_rank
 
 from cif_lobes.dataio import RankBatches
 from cif_lobes.ledger import Ledger
+from cif_lobes.precision import set_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ class TrainingBrain(sb.Brain):
     """A `speechbrain.Brain` whose runs can be stopped, split and repeated.
 
     Reads from the yaml: `lr_scheduler`, `number_of_epochs`, `num_checkpoints`, `seed`,
-    `record` (a `cif_lobes.run_record.RunRecord`). A subclass computes `compute_forward`
-    and `compute_objectives`, which adds its losses to `self.ledger`, and says:
+    `tf32`, `record` (a `cif_lobes.run_record.RunRecord`). A subclass computes
+    `compute_forward` and `compute_objectives`, which adds its losses to `self.ledger`,
+    and says:
 
     best_key : str
         Figure of the validation by which the best checkpoint is kept, lower is better.
@@ -123,7 +125,8 @@ class TrainingBrain(sb.Brain):
     # --- stages ---
 
     def on_stage_start(self, stage, epoch=None):
-        """Fresh figures for a stage."""
+        """Fresh figures for a stage; TF32 in training only."""
+        set_tf32(stage == sb.Stage.TRAIN and self.hparams.tf32)
         self.epoch, self.group_units = epoch, 0
         if stage == sb.Stage.TRAIN:
             self.ledger = self.train_ledger
