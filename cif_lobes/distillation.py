@@ -79,7 +79,7 @@ def add_teacher(hparams, manifest):
     """Open the teacher's cache and give the yaml's modules the heads that learn from it.
 
     Heads exist while a network is trained and in its checkpoints; their size is the
-    cache's. Nothing else needs them, see `cif_lobes.pretrained.load_parameters`.
+    cache's. Nothing else needs them, see `cif_lobes.pretrained.fill`.
 
     Arguments
     ---------

@@ -25,6 +25,7 @@ from cif_lobes.dataio import (
 )
 from cif_lobes.distillation import add_teacher, used_modules
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import set_tf32
 from cif_lobes.pretrained import start_from
 from cif_lobes.run_files import (
     keep_figures,
@@ -195,6 +196,7 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     -------
     TrainingBrain
     """
+    set_tf32(False)  # SpeechBrain allows it when it is imported
     hparams["record"] = RunRecord(hparams["output_folder"])
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])

@@ -7,7 +7,7 @@ import torch
 from speechbrain.utils.distributed import ddp_barrier
 
 from cif_lobes.export import average_parameters
-from cif_lobes.pretrained import load_parameters
+from cif_lobes.pretrained import fill
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.training_brain import TrainingBrain
 
@@ -71,7 +71,7 @@ class RecognizerBrain(TrainingBrain):
             self.hparams.average,
             self.hparams.num_checkpoints,
         )
-        load_parameters(self.hparams.model, parameters)
+        fill(self.hparams.model, parameters)
         self.averaged = True
         logger.info(f"average of {len(epochs)} checkpoints, epochs {epochs}")
 

@@ -17,7 +17,7 @@ from cif_lobes.atomic_files import write_atomically
 from cif_lobes.dataio import eval_loader_options
 from cif_lobes.export import average_parameters
 from cif_lobes.language_model import fuse
-from cif_lobes.pretrained import load_parameters
+from cif_lobes.pretrained import fill
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.searcher import BeamSearcher
 
@@ -83,7 +83,7 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
         if tuple(epochs) in seen:
             continue
         seen.add(tuple(epochs))
-        load_parameters(hparams["model"], parameters)
+        fill(hparams["model"], parameters)
         errors, length = _count_errors(
             brain, hparams, dataset, searchers, sorted(grid["tail_threshold"])
         )

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.ledger import Ledger
 from cif_lobes.nonfinite import NonFinite
+from cif_lobes.precision import set_tf32
 from cif_lobes.processes import rank_and_processes, share_batches
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ class TrainingBrain(sb.Brain):
     """A `speechbrain.Brain` whose runs can be stopped, split and repeated.
 
     Reads from the yaml: `lr_scheduler` (of `cif_lobes.schedules`), `number_of_epochs`,
-    `num_checkpoints`, `seed`, `record` (a `cif_lobes.run_record.RunRecord`). A subclass
-    computes `compute_forward` and `compute_objectives`, which adds its losses to
+    `num_checkpoints`, `seed`, `tf32`, `record` (a `cif_lobes.run_record.RunRecord`). A
+    subclass computes `compute_forward` and `compute_objectives`, which adds its losses to
     `self.ledger`, and says:
 
     best_key : str
@@ -179,7 +180,8 @@ class TrainingBrain(sb.Brain):
     # --- stages ---
 
     def on_stage_start(self, stage, epoch=None):
-        """Fresh figures for a stage."""
+        """Fresh figures for a stage; TF32 in training only."""
+        set_tf32(stage == sb.Stage.TRAIN and self.hparams.tf32)
         self.epoch = epoch
         if stage == sb.Stage.TRAIN:
             self.train_sampler.set_epoch(epoch)
