@@ -116,7 +116,9 @@ def main(given):
         try:
             sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
         except OSError as error:
-            print(f"the table is not in the run folder: {error}", file=sys.stderr)
+            print(
+                f"the table could not be kept in {given.run}: {error}", file=sys.stderr
+            )
         else:
             print(f"to use the first: python evaluate.py {given.run} --swept")
         return

@@ -356,7 +356,8 @@ def score(brain, hparams, datasets, key="{}", **settings):
         )
         failure = failure or failed
     if failure and if_main_process():
-        logger.warning(f"the figures above are not in the run folder: {failure}")
+        folder = hparams["output_folder"]
+        logger.warning(f"the figures above could not be kept in {folder}: {failure}")
     return results
 
 

@@ -9,6 +9,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
+from cif_lobes.checkpoints import SafeCheckpointer
 from cif_lobes.yaml_settings import yaml_settings
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -46,6 +47,7 @@ def test_it_loads(path, tmp_path):
     with open(path) as file:
         hparams = load_hyperpyyaml(file, {**values, "output_folder": str(tmp_path)})
     assert all(isinstance(m, torch.nn.Module) for m in hparams["modules"].values())
+    assert isinstance(hparams["checkpointer"], SafeCheckpointer)
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=name)
