@@ -318,12 +318,13 @@ class TrainingBrain(sb.Brain):
     def _save_intra_epoch_ckpt(self):
         self.nonfinite.check_parameters()
         self.train_ledger.gather()
+        # Before: a second Ctrl-C waits until it is saved, and is raised there.
+        self.stopped = self.stopping
         super()._save_intra_epoch_ckpt()
         self.saved_at = time.monotonic(), self.step
         if self.failure:
             raise FloatingPointError(self.failure)
         if self.stopping:
-            self.stopped = True
             raise KeyboardInterrupt
 
     @mark_as_saver
