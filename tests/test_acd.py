@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cif_lobes.losses import _draw_negatives, contrastive_distillation
+from cif_lobes.contrastive import _draw_negatives, contrastive_distillation
 
 
 def seeded(seed=0):

@@ -10,6 +10,7 @@ from conftest import ROOT, last_checkpoint, load_module, tiny_arguments, train
 
 from cif_lobes.distillation import distillation_losses
 from cif_lobes.ledger import Ledger
+from cif_lobes.lengths import Lengths
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.tokens import CharTokenizer
@@ -143,6 +144,7 @@ def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only):
         fired=SimpleNamespace(embeddings=vectors),
         states=states,
         tokens=torch.arange(6).view(2, 3),
+        token_lengths=Lengths(torch.tensor([3, 3]), torch.tensor([3, 3])),
     )
     heads = {"acd_head": torch.nn.Linear(4, 5), "lrd_head": torch.nn.Linear(4, 5)}
     hparams = SimpleNamespace(
@@ -150,6 +152,7 @@ def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only):
         acd_temperature=0.1,
         num_negatives=700,
         exclude_same_token=False,
+        gather_negatives=True,
         lrd_weight=1.0,
         lrd_kind="l2",
         centre_teacher=False,
