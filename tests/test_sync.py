@@ -3,6 +3,7 @@
 import pytest
 import speechbrain as sb
 import torch
+import torch.distributed as dist
 from conftest import ROOT, TINY
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.batch import PaddedBatch
@@ -91,6 +92,22 @@ def test_the_simulated_device_computes_the_same(tmp_path):
             gradients.append(weight.grad.cpu())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_no_buffer_is_broadcast_before_a_forward(tmp_path):
+    """By DistributedDataParallel, which would send the decoder's positions each time."""
+    brain = make_brain(tmp_path)
+    address = f"file://{tmp_path}/rendezvous"
+    dist.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    try:
+        brain.distributed_launch, brain.distributed_backend = True, "gloo"
+        brain._wrap_distributed()
+        wrapped = brain.modules["decoder"]
+        assert wrapped.modules_buffers
+        assert not wrapped.will_sync_module_buffers()
+        assert step(brain).isfinite()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
