@@ -233,7 +233,18 @@ class TrainingBrain(sb.Brain):
             num_to_keep=0, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta
         )
 
-    # --- data order, interruption, checkpoints ---
+    # --- processes, data order, interruption, checkpoints ---
+
+    def _wrap_distributed(self):
+        """No process is sent the buffers of the first one before every forward.
+
+        They are the same in all: positions (2.6 MB of a decoder) never change, and what
+        a module counts, it counts over all processes.
+        """
+        super()._wrap_distributed()
+        for module in self.modules.values():
+            if isinstance(module, DistributedDataParallel):
+                module.broadcast_buffers = False
 
     def make_dataloader(self, dataset, stage, ckpt_prefix=None, **loader_kwargs):
         """Validation and test sets are shared among the processes, and no checkpoint
@@ -252,17 +263,6 @@ class TrainingBrain(sb.Brain):
         """The batches as they are: SpeechBrain would deal them a second time."""
         self.train_sampler = loader_kwargs["batch_sampler"]
         return loader_kwargs
-
-    def _wrap_distributed(self):
-        """Buffers, constants all of them, are not sent around.
-
-        Torch sends them before the first batch after a stage, and waits for ever for a
-        process that has no batch to validate.
-        """
-        super()._wrap_distributed()
-        for module in self.modules.values():
-            if isinstance(module, DistributedDataParallel):
-                module.broadcast_buffers = False
 
     def fit(self, *args, **kwargs):
         """Train; a signal stops training only, and only while it lasts."""
