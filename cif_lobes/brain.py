@@ -36,7 +36,7 @@ class CIFBrain(RecognizerBrain):
 
     def compute_forward(self, batch, stage):
         """Encode, fire and decode with the true tokens; see `Predictions`."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         encoded, x_lengths = self.encode(batch, stage)
         tokens, relative = batch.tokens
         token_lengths = (relative * tokens.shape[1]).round().long()
