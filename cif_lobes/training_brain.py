@@ -253,10 +253,20 @@ class TrainingBrain(sb.Brain):
         SpeechBrain lets every process score all of them, and saves a number of passes,
         which are more with fewer processes; `updates_in_epoch` is the same for any.
         """
-        if self.distributed_launch and stage != sb.Stage.TRAIN:
-            loader_kwargs["batch_sampler"] = share_batches(
-                loader_kwargs["batch_sampler"], *rank_and_processes()
-            )
+        # Pinned, so that the copy of a batch to the GPU need not be waited for.
+        loader_kwargs["pin_memory"] = torch.device(self.device).type == "cuda"
+        if self.distributed_launch:
+            rank, processes = rank_and_processes()
+            if stage != sb.Stage.TRAIN:
+                loader_kwargs["batch_sampler"] = share_batches(
+                    loader_kwargs["batch_sampler"], rank, processes
+                )
+            elif len(dataset) < processes:
+                raise ValueError(
+                    f"{processes} processes cannot share {len(dataset)} training "
+                    "utterances: an update takes one at least for each. Start fewer: "
+                    f"torchrun --nproc_per_node={len(dataset)}, or give more data"
+                )
         return super().make_dataloader(dataset, stage, None, **loader_kwargs)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
