@@ -77,7 +77,8 @@ def main(given):
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes import sweep
     from cif_lobes.dataio import make_dataset
-    from cif_lobes.experiment import load_run, manifest_paths, score
+    from cif_lobes.evaluation import score
+    from cif_lobes.experiment import load_run, manifest_paths
     from cif_lobes.language_model import fuse, load_scorer
     from cif_lobes.searcher import BeamSearcher
 

@@ -109,8 +109,7 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
     errors, length = {setting: collections.Counter() for setting in settings}, 0
     brain.modules.eval()
     for batch in tqdm(brain.make_dataloader(dataset, sb.Stage.TEST, **options)):
-        batch = batch.to(brain.device, non_blocking=True)
-        encoded, x_lengths = brain.encode(batch, sb.Stage.TEST)
+        encoded, (_, x_lengths) = brain.encode(batch, sb.Stage.TEST)
         hypotheses = {key: [None] * len(batch.id) for key in searchers}
         lengths = x_lengths.new_full(x_lengths.shape, -1)
         for threshold in thresholds:

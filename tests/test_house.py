@@ -55,7 +55,7 @@ LIGHT = {
     "features": {"torch", "speechbrain"},
 }
 TOP = {"brain", "experiment", "inference", "fithubert_brain", "training_brain"}
-TOP |= {"lm_brain", "recognizer_brain", "ctc_attention_brain"}
+TOP |= {"lm_brain", "recognizer_brain", "ctc_attention_brain", "evaluation"}
 
 
 def imports(path):
