@@ -11,7 +11,6 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
-    main_process_only,
     run_on_main,
 )
 
@@ -25,10 +24,11 @@ from cif_lobes.dataio import (
     train_loader_options,
 )
 from cif_lobes.distillation import add_teacher, used_modules
+from cif_lobes.evaluation import score
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import set_tf32
 from cif_lobes.pretrained import start_from
 from cif_lobes.run_files import (
-    keep_figures,
     keep_settings,
     keep_tokenizer,
     kept_tokenizer,
@@ -36,13 +36,9 @@ from cif_lobes.run_files import (
 from cif_lobes.run_lock import lock_run, release_runs
 from cif_lobes.run_record import RunRecord, this_command
 from cif_lobes.safe_yaml import build
-from cif_lobes.scoring import ErrorRate
 from cif_lobes.validation import prepare_own_data
 
 logger = logging.getLogger(__name__)
-
-# Settings kept beside the figures of a test.
-DECODING = ("tail_threshold", "average", "num_checkpoints")
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -197,6 +193,7 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     -------
     TrainingBrain
     """
+    set_tf32(False)  # SpeechBrain allows it when it is imported
     hparams["record"] = RunRecord(hparams["output_folder"])
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])
@@ -312,52 +309,6 @@ def load_run(folder, overrides=None, run_opts=None):
     hparams["checkpointer"] = SafeCheckpointer(folder / "save", counter)
     hparams["tokenizer"].path = kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
-
-
-def score(brain, hparams, datasets, key="{}", **settings):
-    """Decode data sets with the averaged checkpoints and write down their figures.
-
-    Arguments
-    ---------
-    brain : CIFBrain
-    hparams : dict
-        The loaded yaml.
-    datasets : dict of str to DynamicItemDataset
-        By the name under which the figures are kept.
-    key : str
-        Name of a set's figures in run.json and of its errors_*.txt, {} being the set's.
-    settings
-        How it was decoded besides, stored beside the figures.
-
-    Returns
-    -------
-    dict
-        Summary of each set, by name.
-    """
-    results, failure = {}, None
-    for name, dataset in datasets.items():
-        options = eval_loader_options(
-            dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
-        )
-        brain.evaluate(dataset, test_loader_kwargs=options)
-        results[name] = brain.test_figures
-        path = pathlib.Path(hparams["output_folder"])
-        path /= f"errors_{key.format(name)}.txt"
-        if if_main_process():
-            print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
-        searcher = hparams.get("test_searcher", hparams["searcher"])
-        # A greedy one has no beam.
-        beam = getattr(searcher, "beam_size", 1)
-        decoding = {"searcher": type(searcher).__name__, "beam": beam}
-        decoding |= {s: hparams[s] for s in DECODING if s in hparams}
-        figures = {**results[name], **decoding, **settings}
-        failed = main_process_only(keep_figures)(
-            brain.error_rate, path, hparams["record"], key.format(name), figures
-        )
-        failure = failure or failed
-    if failure and if_main_process():
-        logger.warning(f"the figures above are not in the run folder: {failure}")
-    return results
 
 
 def manifest_paths(hparams):

@@ -22,6 +22,7 @@ from speechbrain.utils.checkpoints import average_checkpoints
 
 from cif_lobes.atomic_files import new_folder
 from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
+from cif_lobes.precision import full_float32
 from cif_lobes.safe_yaml import build, inside, read_settings
 
 # What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
@@ -94,6 +95,7 @@ class FireEncoder(torch.nn.Module):
         self.encoder = encoder
         self.cif = cif
 
+    @full_float32()
     def forward(self, wavs, wav_lens):
         """Fire a padded batch.
 
@@ -128,6 +130,7 @@ class FireDecoder(torch.nn.Module):
         super().__init__()
         self.searcher = searcher
 
+    @full_float32()
     def forward(self, fired, wav_lens):
         """Best hypotheses.
 

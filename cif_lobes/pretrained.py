@@ -103,7 +103,7 @@ def take_parameters(model, parameters, fresh, source):
     return _modules(taken)
 
 
-def load_parameters(model, parameters):
+def fill(model, parameters):
     """Give a network all of its parameters.
 
     Those of the heads of a teacher are left out if it has no such: only training does.

@@ -13,7 +13,8 @@ from conftest import ROOT, last_checkpoint, tiny_arguments, train, write_corpus
 
 from cif_lobes import recognizer_brain
 from cif_lobes.dataio import make_dataset
-from cif_lobes.experiment import load_run, manifest_paths, score
+from cif_lobes.evaluation import score
+from cif_lobes.experiment import load_run, manifest_paths
 
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 

@@ -78,7 +78,7 @@ def measure(brain, batch):
     brain.modules.eval()  # without dropout: nothing is drawn but ACD's negatives
     predictions = brain.compute_forward(batch, Stage.VALID)
     losses = brain.losses(predictions, batch, Stage.TRAIN)
-    tokens = predictions.token_lengths.sum()
+    tokens = brain.count_units(predictions)
     norms = {}
     for name, (_, loss) in losses.items():
         norms[name] = {}
