@@ -28,6 +28,7 @@ from cif_lobes.evaluation import score
 from cif_lobes.manifest import read_manifest
 from cif_lobes.precision import set_tf32
 from cif_lobes.pretrained import start_from
+from cif_lobes.processes import check_device
 from cif_lobes.run_files import (
     keep_settings,
     keep_tokenizer,
@@ -35,6 +36,7 @@ from cif_lobes.run_files import (
 )
 from cif_lobes.run_lock import lock_run, release_runs
 from cif_lobes.run_record import RunRecord, this_command
+from cif_lobes.run_start import check_network, has_begun, read_plain, watch_folder
 from cif_lobes.safe_yaml import build
 from cif_lobes.validation import prepare_own_data
 
@@ -130,10 +132,14 @@ def start(hparams_file, run_opts, overrides, prepare):
 
 def load_settings(hparams_file, run_opts, overrides):
     """Join the other processes, load the yaml, make the output folder; see `run`."""
+    check_device(run_opts.get("device"))
     ddp_init_group(run_opts)
+    settings = read_plain(hparams_file, overrides)
+    watch_folder(settings["output_folder"])
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     lock_run(hparams["output_folder"])
+    check_network(hparams["output_folder"], hparams["modules"], settings)
     # Only here: later on, checkpoints bring the parameters of the frozen student along.
     if "student_run" in hparams and not run_opts.get("test_only"):
         hparams["features"].load_run(hparams["student_run"])
@@ -241,6 +247,7 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     # Scoring alone changes nothing of what is known about the training.
     if not (brain.test_only and hparams["record"].path.exists()):
         hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)
+    has_begun()
     try:
         brain.fit(
             hparams["epoch_counter"],
@@ -289,6 +296,7 @@ def load_run(folder, overrides=None, run_opts=None):
     """
     folder = pathlib.Path(folder)
     hparams_file = folder / "hyperparams.yaml"
+    check_device((run_opts or {}).get("device"))
     if not hparams_file.exists():
         raise FileNotFoundError(
             f"{folder} is not a run folder: no hyperparams.yaml. Give the "
