@@ -15,6 +15,8 @@ import argparse
 import os
 import sys
 
+from cif_lobes.program import run_program
+
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
 SWEPT = (*OF_YAML, "beam", "lm_weight")
@@ -166,8 +168,13 @@ def export(argv):
     print(f"{given.out}: {usage}")
 
 
-if __name__ == "__main__":
+def command():
+    """Score, or export."""
     if sys.argv[1:2] == ["export"]:
         export(sys.argv[2:])
     else:
         main(parse_arguments(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_program(command)

@@ -16,6 +16,7 @@ from speechbrain.utils.distributed import (
 
 from cif_lobes.atomic_files import DiskFull
 from cif_lobes.brain import CIFBrain
+from cif_lobes.checkpoints import SafeCheckpointer
 from cif_lobes.dataio import (
     check_tokens,
     eval_loader_options,
@@ -27,6 +28,7 @@ from cif_lobes.evaluation import score
 from cif_lobes.manifest import read_manifest
 from cif_lobes.precision import set_tf32
 from cif_lobes.pretrained import start_from
+from cif_lobes.processes import check_device
 from cif_lobes.run_files import (
     keep_settings,
     keep_tokenizer,
@@ -34,6 +36,8 @@ from cif_lobes.run_files import (
 )
 from cif_lobes.run_lock import lock_run, release_runs
 from cif_lobes.run_record import RunRecord, this_command
+from cif_lobes.run_start import check_network, has_begun, read_plain, watch_folder
+from cif_lobes.safe_yaml import build
 from cif_lobes.validation import prepare_own_data
 
 logger = logging.getLogger(__name__)
@@ -128,10 +132,14 @@ def start(hparams_file, run_opts, overrides, prepare):
 
 def load_settings(hparams_file, run_opts, overrides):
     """Join the other processes, load the yaml, make the output folder; see `run`."""
+    check_device(run_opts.get("device"))
     ddp_init_group(run_opts)
+    settings = read_plain(hparams_file, overrides)
+    watch_folder(settings["output_folder"])
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     lock_run(hparams["output_folder"])
+    check_network(hparams["output_folder"], hparams["modules"], settings)
     # Only here: later on, checkpoints bring the parameters of the frozen student along.
     if "student_run" in hparams and not run_opts.get("test_only"):
         hparams["features"].load_run(hparams["student_run"])
@@ -239,6 +247,7 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     # Scoring alone changes nothing of what is known about the training.
     if not (brain.test_only and hparams["record"].path.exists()):
         hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)
+    has_begun()
     try:
         brain.fit(
             hparams["epoch_counter"],
@@ -283,10 +292,11 @@ def load_run(folder, overrides=None, run_opts=None):
     FileNotFoundError
         If the folder holds no run.
     ValueError
-        If it holds another kind of run.
+        If it holds another kind of run, or is refused by `cif_lobes.safe_yaml`.
     """
     folder = pathlib.Path(folder)
     hparams_file = folder / "hyperparams.yaml"
+    check_device((run_opts or {}).get("device"))
     if not hparams_file.exists():
         raise FileNotFoundError(
             f"{folder} is not a run folder: no hyperparams.yaml. Give the "
@@ -297,14 +307,14 @@ def load_run(folder, overrides=None, run_opts=None):
         "save_folder": str(folder / "save"),
         **(overrides or {}),
     }
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    if "cif" not in hparams["modules"]:
+    hparams = build(hparams_file, overrides)
+    if "cif" not in hparams.get("modules", ()):
         raise ValueError(
             f"{folder} is no run of a CIF recogniser. Score it with its own command, "
             "which is in its run.json, and --test_only"
         )
-    hparams["checkpointer"].checkpoints_dir = folder / "save"
+    counter = {"counter": hparams["epoch_counter"]}
+    hparams["checkpointer"] = SafeCheckpointer(folder / "save", counter)
     hparams["tokenizer"].path = kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
 

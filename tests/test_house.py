@@ -22,10 +22,14 @@ STDLIB = sys.stdlib_module_names
 LIGHT = {
     "text": set(),
     "atomic_files": set(),
+    "program": set(),
+    "safe_yaml": {"ruamel", "hyperpyyaml"},
     "yaml_settings": {"ruamel"},
+    "setting_checks": {"ruamel"},
     "cli": {
         "ruamel",
         "speechbrain",
+        "cif_lobes.setting_checks",
         "cif_lobes.yaml_settings",
     },  # the latter once arguments are known to be good
     "manifest": {"soundfile", "cif_lobes.atomic_files"},

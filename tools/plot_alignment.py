@@ -10,6 +10,8 @@ utterance of a test set, its errors.
 import argparse
 import pathlib
 
+from cif_lobes.program import run_program
+
 
 def parse_arguments():
     """The command line."""
@@ -128,4 +130,4 @@ def show(brain, name, signal, reference, path):
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_program(lambda: main(parse_arguments()))
