@@ -7,7 +7,7 @@ cache, so no teacher is in memory, in a checkpoint, or needed at inference.
 """
 
 from cif_lobes.contrastive import contrastive_distillation
-from cif_lobes.losses import regression_distillation
+from cif_lobes.losses import check_same_states, regression_distillation
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache import TeacherCache
 
@@ -111,6 +111,7 @@ def distillation_losses(
         teacher = teacher.float() - mean
     if hparams.acd_weight:
         student = modules["acd_head"](vectors)
+        check_same_states(student, teacher)  # laid flat, all would look alike
         rows = predictions.token_lengths.valid_rows(student.shape[1])
         acd = contrastive_distillation(
             _rows(student, rows),

@@ -137,8 +137,8 @@ def test_torchrun_with_one_head(corpus, tmp_path, teacher):
     assert (tmp_path / "run/epochs.jsonl").exists()
 
 
-@pytest.mark.parametrize("heads_only", [True, False])
-def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only):
+def losses_of_noise(heads_only=False, teacher_tokens=3):
+    """Both losses of two utterances of three tokens; vectors, states, heads, losses."""
     vectors, states = (torch.randn(2, 3, 4, requires_grad=True) for _ in range(2))
     predictions = SimpleNamespace(
         fired=SimpleNamespace(embeddings=vectors),
@@ -161,13 +161,24 @@ def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only):
         hparams,
         heads,
         predictions,
-        torch.randn(2, 3, 5),
+        torch.randn(2, teacher_tokens, 5),
         torch.ones(2, 3, dtype=torch.bool),
         Ledger(),
         heads_only=heads_only,
     )
+    return vectors, states, heads, losses
+
+
+@pytest.mark.parametrize("heads_only", [True, False])
+def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only):
+    vectors, states, heads, losses = losses_of_noise(heads_only)
     sum(weight * loss for weight, loss in losses.values()).backward()
     for head in heads.values():
         assert head.weight.grad.abs().sum() > 0
     for x in (vectors, states):
         assert (x.grad is None) == heads_only
+
+
+def test_a_teacher_of_other_tokens_is_refused():
+    with pytest.raises(ValueError, match="4 teacher states for 3 tokens"):
+        losses_of_noise(teacher_tokens=4)
