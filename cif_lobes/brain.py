@@ -30,7 +30,8 @@ class CIFBrain(RecognizerBrain):
     """Trains and scores features -> encoder -> CIF -> decoder.
 
     Reads from the yaml, besides `modules` and what `RecognizerBrain` reads: `ctc_weight`,
-    `quantity_weight`, `label_smoothing`, `searcher`.
+    `quantity_weight`, `label_smoothing`, `searcher` for validation; optionally
+    `test_searcher`.
     """
 
     def compute_forward(self, batch, stage):
@@ -100,13 +101,16 @@ class CIFBrain(RecognizerBrain):
             )
         return losses
 
-    def transcribe(self, encoded, x_lengths):
+    def transcribe(self, encoded, x_lengths, stage):
         """Free-running hypotheses: tokens and fires decided from the audio alone.
+
+        Validation, after every epoch, is greedy; a test has the recipe's beam.
 
         Arguments
         ---------
         encoded : torch.Tensor, [B, T, D]
         x_lengths : cif_lobes.lengths.Lengths
+        stage : speechbrain.Stage
 
         Returns
         -------
@@ -114,12 +118,16 @@ class CIFBrain(RecognizerBrain):
         fired : CIFOutput
         """
         fired = self.hparams.cif(encoded, x_lengths.on_device)
-        hypotheses, _ = self.hparams.searcher(fired.embeddings, fired.lengths)
+        searcher = self.hparams.searcher
+        if stage == sb.Stage.TEST:
+            # Runs made before there was one are scored as they were.
+            searcher = self.option("test_searcher") or searcher
+        hypotheses, _ = searcher(fired.embeddings, fired.lengths)
         return hypotheses, fired
 
     def _score(self, p, batch, stage):
         """Error rate, teacher-forced accuracy and quantity error of a batch."""
-        hypotheses, fired = self.transcribe(p.encoded, p.x_lengths)
+        hypotheses, fired = self.transcribe(p.encoded, p.x_lengths, stage)
         self.append_scores(batch, hypotheses)
         correct = (p.logits.argmax(-1) == p.tokens) & _valid_mask(p)
         self.ledger.count("accuracy", correct.sum(), self.count_units(p))

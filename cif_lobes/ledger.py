@@ -10,6 +10,8 @@ from speechbrain.utils.checkpoints import (
     register_checkpoint_hooks,
 )
 
+from cif_lobes.processes import gather_objects
+
 
 @register_checkpoint_hooks
 class Ledger:
@@ -55,28 +57,37 @@ class Ledger:
         a, b = self.counts.get(name, (0, 0))
         self.counts[name] = a + _number(amount), b + _number(out_of)
 
+    def merge(self, other):
+        """Add what another ledger has counted."""
+        self.tokens += other.tokens
+        self.weights |= other.weights
+        for name, total in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+        for name, (amount, out_of) in other.counts.items():
+            self.count(name, amount, out_of)
+
     def seconds(self):
         """Wall-clock time of the stage, without that between a stop and its resume."""
         return round(time.monotonic() - self.started, 1)
 
-    def reduce(self, device):
-        """Add up over the processes of a distributed run."""
+    def reduce(self):
+        """Add up over the processes of a distributed run.
+
+        By name: a process that had nothing to validate has no names.
+        """
         if not dist.is_initialized():
             return
-        numbers = [float(s) for s in self.sums.values()]
-        numbers += [float(n) for pair in self.counts.values() for n in pair]
-        total = torch.tensor(numbers + [float(self.tokens)], device=device).double()
-        dist.all_reduce(total)
-        *numbers, self.tokens = total.tolist()
-        self.sums = dict(zip(self.sums, numbers, strict=False))
-        pairs = numbers[len(self.sums) :]
-        self.counts = dict(
-            zip(self.counts, zip(pairs[::2], pairs[1::2], strict=True), strict=True)
-        )
+        mine = Ledger()
+        mine.merge(self)
+        mine.sums = {name: float(total) for name, total in self.sums.items()}
+        mine.counts = {n: (float(a), float(b)) for n, (a, b) in self.counts.items()}
+        self.weights, self.sums, self.counts, self.tokens = {}, {}, {}, 0
+        for share in gather_objects(mine):
+            self.merge(share)
 
-    def gather(self, device):
+    def gather(self):
         """Move what all processes have counted to the first, whose ledger is saved."""
-        self.reduce(device)
+        self.reduce()
         self._leave_to_the_first()
 
     def _leave_to_the_first(self):
@@ -116,7 +127,8 @@ class Ledger:
     def _load(self, path, end_of_epoch):
         if end_of_epoch:
             return
-        self.weights, self.sums, self.counts, self.tokens, seconds = torch.load(path)
+        saved = torch.load(path, weights_only=True)
+        self.weights, self.sums, self.counts, self.tokens, seconds = saved
         self.started = time.monotonic() - seconds
         self._leave_to_the_first()
 

@@ -8,6 +8,7 @@ from speechbrain.utils.distributed import ddp_barrier
 
 from cif_lobes.export import average_parameters
 from cif_lobes.lengths import Lengths
+from cif_lobes.pretrained import fill
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.training_brain import TrainingBrain
 
@@ -23,6 +24,7 @@ class RecognizerBrain(TrainingBrain):
     """
 
     best_key = "error_rate"
+    averaged = False  # whether the parameters are an average of checkpoints
 
     def encode(self, batch, stage):
         """Encoder frames [B, T, D] of a batch's audio, and their `Lengths`.
@@ -62,11 +64,19 @@ class RecognizerBrain(TrainingBrain):
         self.error_rate = ErrorRate(self.hparams.error_unit)
 
     def scores(self):
-        """Error rate and its counts."""
+        """Error rate of all processes' utterances, and its counts."""
+        self.error_rate.gather()
         return self.error_rate.summary()
 
+    def on_fit_start(self):
+        """Training moves the parameters away from the average of checkpoints."""
+        self.averaged = False
+        super().on_fit_start()
+
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Average checkpoints in memory; nothing on disk changes."""
+        """Average checkpoints in memory, once for all sets; nothing on disk changes."""
+        if self.averaged:
+            return
         # The first process may still be saving or deleting what the others look for.
         ddp_barrier()
         parameters, epochs = average_parameters(
@@ -74,7 +84,8 @@ class RecognizerBrain(TrainingBrain):
             self.hparams.average,
             self.hparams.num_checkpoints,
         )
-        self.hparams.model.load_state_dict(parameters)
+        fill(self.hparams.model, parameters)
+        self.averaged = True
         logger.info(f"average of {len(epochs)} checkpoints, epochs {epochs}")
 
     def count_frames(self, seconds):
