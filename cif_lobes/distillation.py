@@ -14,7 +14,7 @@ import math
 import torch
 
 from cif_lobes.contrastive import ContrastiveOutput, contrastive_distillation
-from cif_lobes.losses import regression_distillation
+from cif_lobes.losses import check_same_states, regression_distillation
 from cif_lobes.manifest import read_manifest
 from cif_lobes.pretrained import TEACHERS
 from cif_lobes.teacher_cache import TeacherCache
@@ -169,6 +169,7 @@ def distillation_losses(
         teacher = teacher.float() - mean
     if hparams.acd_weight:
         student = modules["acd_head"](vectors)
+        check_same_states(student, teacher)  # laid flat, all would look alike
         rows = predictions.token_lengths.valid_rows(student.shape[1])
         acd = _contrast_layers(
             _rows(student, rows),
