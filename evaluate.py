@@ -15,6 +15,8 @@ import argparse
 import os
 import sys
 
+from cif_lobes.program import run_program
+
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
 SWEPT = (*OF_YAML, "beam", "lm_weight")
@@ -31,7 +33,12 @@ def parse_arguments(argv):
     )
     parser.add_argument("--csv", help="score this csv instead (ID, wav, wrd)")
     add = parser.add_argument
-    add("--beam", type=int, nargs="+", help="hypotheses kept; 1: greedy (default)")
+    add(
+        "--beam",
+        type=int,
+        nargs="+",
+        help="hypotheses kept; 1: greedy (default: beam_size of the run's yaml, or 1)",
+    )
     add("--lm", help="language model: output_folder of train_lm.py, or an n-gram file")
     add("--lm_weight", type=float, nargs="+", help="its weight (default: 0.2)")
     add(
@@ -72,7 +79,8 @@ def main(given):
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes import sweep
     from cif_lobes.dataio import make_dataset
-    from cif_lobes.experiment import load_run, manifest_paths, score
+    from cif_lobes.evaluation import score
+    from cif_lobes.experiment import load_run, manifest_paths
     from cif_lobes.language_model import fuse, load_scorer
     from cif_lobes.searcher import BeamSearcher
 
@@ -107,21 +115,28 @@ def main(given):
     if given.sweep:
         grid = {**sweep.default_grid(hparams, with_lm=bool(lm)), **chosen}
         rows = sweep.sweep(brain, hparams, datasets["valid"], grid, scorer)
-        sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
         print(sweep.table(rows, hparams["error_unit"]))
-        print(f"to use the first: python evaluate.py {given.run} --swept")
+        try:
+            sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
+        except OSError as error:
+            print(
+                f"the table could not be kept in {given.run}: {error}", file=sys.stderr
+            )
+        else:
+            print(f"to use the first: python evaluate.py {given.run} --swept")
         return
     hparams["cif"].tail_threshold = hparams["tail_threshold"]
-    decoding = {"beam": chosen.get("beam", 1)}
+    decoding = {}
     if lm:
-        decoding |= {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
+        decoding = {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
         scorer = fuse(scorer, decoding["lm_weight"])
     if given.lm:
         # Two folders of its path tell its row and seed.
         changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
-    if scorer or decoding["beam"] > 1:
-        searcher = BeamSearcher(hparams["decoder"], decoding["beam"], scorer)
-        hparams["searcher"] = brain.hparams.searcher = searcher
+    if scorer or "beam" in chosen:
+        beam = chosen.get("beam", hparams.get("beam_size", 1))
+        searcher = BeamSearcher(hparams["decoder"], beam, scorer)
+        hparams["test_searcher"] = brain.hparams.test_searcher = searcher
     key = ["{}", *(["swept"] if given.swept else [])]
     key += [f"{name}={value}" for name, value in changed.items()]
     score(brain, hparams, datasets, key="_".join(key), **decoding)
@@ -153,8 +168,13 @@ def export(argv):
     print(f"{given.out}: {usage}")
 
 
-if __name__ == "__main__":
+def command():
+    """Score, or export."""
     if sys.argv[1:2] == ["export"]:
         export(sys.argv[2:])
     else:
         main(parse_arguments(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_program(command)

@@ -18,6 +18,7 @@ from cif_lobes.cache_building import (
 )
 from cif_lobes.manifest import read_manifest
 from cif_lobes.precision import full_float32
+from cif_lobes.processes import check_device
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.teacher_inspection import describe
@@ -26,6 +27,7 @@ from cif_lobes.teachers import TextTeacher, token_batches
 # Of a state's length. Rounding to bfloat16 moves it by 0.2 %, another text by far more.
 TOLERANCE = 0.01
 SAMPLE = 200  # utterances computed again
+MAX_UNKNOWN = 0.05  # share of the teacher's pieces that may be its unknown token
 VERSIONS_OF = ("torch", "transformers", "tokenizers", "h5py")
 
 
@@ -46,6 +48,7 @@ def run(verb, hparams_file, run_opts, overrides):
     """
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    check_device(hparams["device"])
     if "teachers" in hparams:
         ensemble_extraction.run(verb, hparams)
         return
@@ -110,6 +113,7 @@ def build(hparams, texts):
 
     utterance_of = {text: utt_id for utt_id, text in reversed(texts.items())}
     aligned = teacher.align(utterance_of, tokenizer)
+    check_known(teacher, aligned)
     notes = {
         "teacher": teacher.source,
         "versions": ", ".join(f"{name} {version(name)}" for name in VERSIONS_OF),
@@ -134,6 +138,36 @@ def build(hparams, texts):
         f"{os.path.getsize(path) / 1e6:,.1f} MB, {time.monotonic() - started:.0f} s\n"
         "Look at it with the verb inspect before training on it"
     )
+
+
+def check_known(teacher, aligned):
+    """See that the teacher knows the words of the transcripts; say what it does not.
+
+    Arguments
+    ---------
+    teacher : TextTeacher
+    aligned : list of AlignedText
+        From `teacher.align`.
+
+    Raises
+    ------
+    ValueError
+        If more than the share `MAX_UNKNOWN` of its pieces are unknown to it.
+    """
+    unknown, total, example = teacher.count_unknown(aligned)
+    if not unknown:
+        return
+    message = (
+        f"teacher {teacher.source}: {unknown:,} of {total:,} pieces of the transcripts "
+        f"({unknown / total:.2%}) are its unknown token, as in {example.text[:40]!r} "
+        f"(utterance {example.utt_id})"
+    )
+    if unknown > MAX_UNKNOWN * total:
+        raise ValueError(
+            f"{message}; at most {MAX_UNKNOWN:.0%} may be. Take a teacher of this "
+            "language, script and case, with the tokenizer it was trained with"
+        )
+    print(message)
 
 
 def encode(teacher, aligned, writer, batch_tokens):

@@ -17,6 +17,7 @@ from cif_lobes.dataio import read_audio
 from cif_lobes.experiment import assemble, finish, fit, start
 from cif_lobes.losses import regression_distillation
 from cif_lobes.manifest import read_manifest
+from cif_lobes.processes import gather_objects
 from cif_lobes.speech_cache import open_speech_cache
 from cif_lobes.speech_teachers import SpeechTeacher
 from cif_lobes.training_brain import TrainingBrain
@@ -33,7 +34,7 @@ class Predictions(NamedTuple):
 class FitHuBERTBrain(TrainingBrain):
     """Trains a student to say what the layers of a frozen teacher say.
 
-    Reads from the yaml, besides `modules`: `lr`, `warmup`, `number_of_epochs`,
+    Reads from the yaml, besides `modules`: `lr_scheduler`, `number_of_epochs`,
     `hint_weight`, `num_checkpoints`, `seed`, and, if batches bring the teacher's states
     along, `cached_layers`.
 
@@ -57,7 +58,7 @@ class FitHuBERTBrain(TrainingBrain):
 
     def compute_forward(self, batch, stage):
         """States of both; see `Predictions`."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         waves, relative = batch.signal
         lengths = (relative * waves.shape[1]).round().long()
         student, x_lengths = self.modules.student(waves, lengths)
@@ -93,24 +94,19 @@ class FitHuBERTBrain(TrainingBrain):
         numbers = (student - teacher).square().sum(), teacher.square().sum()
         frames = torch.full_like(numbers[0], len(teacher))
         moments = torch.cat([torch.stack([*numbers, frames]), teacher.sum(0)])
-        self.moments = self.moments + moments
+        self.moments = self.moments.to(moments) + moments
 
     def start_scoring(self):
         """Nothing has been seen of the teacher."""
-        self.moments = 0.0
+        # Of no width: a process that has nothing to validate adds nothing.
+        self.moments = torch.zeros(())
 
     def scores(self):
         """Error, as a share of that of a student that knows the teacher's mean only."""
-        if self.distributed_launch:
-            torch.distributed.all_reduce(self.moments)
-        error, squares, frames = self.moments[:3]
-        spread = squares - self.moments[3:].square().sum() / frames
+        moments = sum(gather_objects(self.moments.cpu()))
+        error, squares, frames = moments[:3]
+        spread = squares - moments[3:].square().sum() / frames
         return {"unexplained": float(error / spread)}
-
-    def on_fit_start(self):
-        """The learning rate rises for a share of all updates, then falls to 0."""
-        self.hparams.lr_scheduler = self.rise_and_fall()
-        super().on_fit_start()
 
     def count_units(self, predictions):
         """Frames of a batch."""

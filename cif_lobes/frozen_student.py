@@ -9,11 +9,11 @@ import json
 import pathlib
 
 import torch
-from ruamel.yaml import YAML
-from speechbrain.utils.checkpoints import Checkpointer
 from torch import nn
 
+from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
 from cif_lobes.fithubert import FitHuBERT, HintedStudent
+from cif_lobes.safe_yaml import read_settings
 
 
 def read_student(folder):
@@ -47,19 +47,19 @@ def read_student(folder):
         raise FileNotFoundError(
             f"student {folder} is not a run folder: no hyperparams.yaml. Give {example}"
         )
-    modules = YAML().load(folder / "hyperparams.yaml")["modules"]
+    modules = read_settings(folder / "hyperparams.yaml", "modules")["modules"]
     if "student" not in modules:
         raise ValueError(
             f"student {folder} is not a FitHuBERT run: its modules are "
             f"{', '.join(modules)}. Give {example}"
         )
-    checkpoint = Checkpointer(folder / "save").find_checkpoint(min_key="loss")
+    checkpoint = SafeCheckpointer(folder / "save").find_checkpoint(min_key="loss")
     if checkpoint is None:
         raise FileNotFoundError(
             f"student {folder}: no checkpoint of a whole epoch in its save folder: "
             "distil it first, or let its training go on"
         )
-    parameters = torch.load(checkpoint.path / "model.ckpt", map_location="cpu")
+    parameters = load_parameters(checkpoint.path / "model.ckpt")
     # What checkpoints hold is all modules, of which there is one.
     parameters = {k.removeprefix("student."): v for k, v in parameters.items()}
     return json.loads(json.dumps(modules["student"])), parameters

@@ -21,6 +21,8 @@ from cif_lobes.alignment import FrameClock, frame_clock, token_spans
 from cif_lobes.dataio import read_audio
 from cif_lobes.export import PARAMETERS, open_export, open_run
 from cif_lobes.precision import full_float32
+from cif_lobes.processes import check_device
+from cif_lobes.program import run_program
 from cif_lobes.transcript import (
     FORMATS,
     PAUSE,
@@ -93,6 +95,7 @@ class CIFRecognizer:
     """
 
     def __init__(self, hparams, device="cpu"):
+        check_device(device)
         self.device = device
         self.tokenizer = hparams["tokenizer"]
         self.space = "" if self.tokenizer.language == "zh" else " "
@@ -319,4 +322,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -5,9 +5,12 @@ Columns: ID, duration (seconds), wav (path), spk_id, wrd (the text).
 
 import csv
 import dataclasses
+import functools
 import os
 
 import soundfile
+
+from cif_lobes.atomic_files import atomic_open
 
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 
@@ -26,7 +29,7 @@ REMEDIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Utterance:
     """One row of a manifest."""
 
@@ -39,6 +42,9 @@ class Utterance:
 
 def read_manifest(path):
     """Read a csv of which every row must be usable.
+
+    A file is read again only if it has changed: 281,241 rows take seconds, the look at
+    each recording minutes on a slow disk, and a run asks for them three times.
 
     Arguments
     ---------
@@ -55,6 +61,13 @@ def read_manifest(path):
     ValueError
         For unknown or missing columns, malformed rows, duplicate ids, unusable audio.
     """
+    status = os.stat(path)
+    return list(_read_once(os.fspath(path), status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_once(path, modified, size):
+    """Rows of the file that was modified then."""
     utterances, seen = [], set()
     for u in read_rows(path):
         problem = None
@@ -72,7 +85,7 @@ def read_manifest(path):
             )
         seen.add(u.id)
         utterances.append(u)
-    return utterances
+    return tuple(utterances)
 
 
 def write_manifest(path, utterances):
@@ -108,11 +121,12 @@ def read_rows(path):
             f"{path}: columns are {columns}; needed are ID, wav, wrd, possible also "
             "duration, spk_id. Correct its first line (comma-separated)"
         )
-    return [_parse_row(row, columns, path, line) for line, row in rows[1:]]
+    folder = os.path.dirname(os.path.abspath(path))
+    return [_parse_row(row, columns, folder, path, line) for line, row in rows[1:]]
 
 
-def _parse_row(row, columns, path, line):
-    """The utterance of one row."""
+def _parse_row(row, columns, folder, path, line):
+    """The utterance of one row; `folder` is the csv's."""
     cells = dict(zip(columns, map(str.strip, row), strict=False))
     try:
         if len(row) != len(columns):
@@ -125,18 +139,16 @@ def _parse_row(row, columns, path, line):
             f"{path}, line {line}: {error}. Correct or delete the row (text with "
             'commas goes in "double quotes", an unknown duration is left empty)'
         ) from None
-    wav = os.path.join(os.path.dirname(os.path.abspath(path)), cells["wav"])
+    wav = os.path.join(folder, cells["wav"])
     return Utterance(cells["ID"], duration, wav, cells.get("spk_id", ""), cells["wrd"])
 
 
 def write_csv(path, columns, rows):
     """Replace a csv in one step: a reader never sees half of it."""
-    partial = f"{path}.partial"
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_open(path, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def measure(u):

@@ -18,6 +18,7 @@ import onnxruntime
 import soundfile
 
 from cif_lobes.alignment import FrameClock
+from cif_lobes.program import run_program
 from cif_lobes.tokens import SPACE
 from cif_lobes.transcript import (
     FORMATS,
@@ -168,4 +169,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,9 +1,13 @@
 """Character or word error rate with its substitutions, deletions and insertions."""
 
+import itertools
 import re
 
 from speechbrain.dataio.wer import print_alignments, print_wer_summary
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
+
+from cif_lobes.atomic_files import atomic_open
+from cif_lobes.processes import gather_objects
 
 UNITS = re.compile(r"<unk>|\S")
 NAMES = {"char": "CER", "word": "WER", "phone": "PER"}
@@ -46,6 +50,10 @@ class ErrorRate:
             compute_alignments=True,
         )
 
+    def gather(self):
+        """Bring together what the processes of a distributed run have scored."""
+        self.scores = list(itertools.chain(*gather_objects(self.scores)))
+
     def split(self, text):
         """Units of a text, as list of str."""
         # A token that is no character of the vocabulary stands for one.
@@ -78,6 +86,6 @@ class ErrorRate:
 
     def write(self, path):
         """Write the summary and every utterance's alignment, in the order of ids."""
-        with open(path, "w", encoding="utf-8") as file:
+        with atomic_open(path) as file:
             print_wer_summary(wer_summary(self.scores), file)
             print_alignments(sorted(self.scores, key=lambda s: s["key"]), file)

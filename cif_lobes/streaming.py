@@ -22,6 +22,8 @@ from cif_lobes.encoder_streaming import EncoderStream, FeatureStream, WeightStre
 from cif_lobes.export import PARAMETERS, open_export, open_run
 from cif_lobes.manifest import read_manifest
 from cif_lobes.precision import full_float32
+from cif_lobes.processes import check_device
+from cif_lobes.program import run_program
 
 
 class StreamedToken(NamedTuple):
@@ -67,6 +69,7 @@ class StreamingRecognizer:
     """
 
     def __init__(self, hparams, device="cpu"):
+        check_device(device)
         self.device = device
         self.tokenizer, self.searcher = hparams["tokenizer"], hparams["searcher"]
         self.sample_rate = hparams["sample_rate"]
@@ -229,4 +232,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -124,6 +124,21 @@ def test_read_relative_path_missing_duration_and_bom(tmp_path):
     ]
 
 
+def test_a_manifest_is_read_again_only_if_it_has_changed(tmp_path, good, monkeypatch):
+    reads, read_rows = [], manifest.read_rows
+    monkeypatch.setattr(
+        manifest, "read_rows", lambda path: reads.append(path) or read_rows(path)
+    )
+    path = write_csv(tmp_path / "m.csv", "ID,wav,wrd", f"a,{good.wav},hi")
+    first = manifest.read_manifest(path)
+    first.append("what a caller does to its list is its own")
+    assert [u.wrd for u in manifest.read_manifest(path)] == ["hi"]
+    assert len(reads) == 1
+    write_csv(tmp_path / "m.csv", "ID,wav,wrd", f"a,{good.wav},hello")
+    assert [u.wrd for u in manifest.read_manifest(path)] == ["hello"]
+    assert len(reads) == 2
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -1,13 +1,21 @@
 """Training end to end on tones: it learns, resumes exactly, and agrees with torchrun."""
 
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, last_checkpoint, tiny_arguments, train
+from conftest import ROOT, last_checkpoint, tiny_arguments, train, write_corpus
+
+from cif_lobes import recognizer_brain
+from cif_lobes.dataio import make_dataset
+from cif_lobes.evaluation import score
+from cif_lobes.experiment import load_run, manifest_paths
+from cif_lobes.update_batches import UpdateBatches
 
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
@@ -28,6 +36,22 @@ def evaluate(run, *arguments):
     """Run evaluate.py; return what it printed."""
     command = [sys.executable, str(ROOT / "evaluate.py"), str(run), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def stop_in_epoch(number, arguments):
+    """Train until this epoch begins, then press Ctrl-C."""
+    script = str(ROOT / "recipes/AISHELL-1/train.py")
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in process.stdout:
+        if f"Going into epoch {number}" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
 
 
 def test_it_learns_and_says_what_it_did(trained):
@@ -86,6 +110,54 @@ def test_evaluate_with_a_beam_and_one_checkpoint(trained):
     assert figures["beam"] == 4 and figures["error_rate"] < 30
 
 
+def test_the_tests_have_the_beam_of_the_yaml(corpus, trained, tmp_path):
+    """train.py and evaluate.py alike; runs made before there was a setting are greedy."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    settings = {"number_of_epochs": 24, "beam_size": 3}
+    train([*tiny_arguments(corpus, tmp_path, **settings), "--test_only"])
+
+    def figures(name="set2"):
+        record = json.loads((run / "run.json").read_text())["results"][name]
+        record.pop("seconds")
+        return record
+
+    by_train = figures()
+    assert by_train["beam"] == 3 and by_train["searcher"] == "BeamSearcher"
+    evaluate(run, "--split", "set2")
+    assert figures() == by_train
+    evaluate(run, "--split", "set2", "--beam", "1")
+    greedy = figures("set2_beam=1")
+    assert greedy["beam"] == 1
+    yaml = (run / "hyperparams.yaml").read_text()
+    yaml = re.sub(r"test_searcher:.*\n( .*\n)*", "", yaml)
+    (run / "hyperparams.yaml").write_text(re.sub(r"beam_size:.*\n", "", yaml))
+    evaluate(run, "--split", "set2")
+    assert figures() == {**greedy, "searcher": "GreedySearcher"}
+
+
+def test_checkpoints_are_averaged_once_for_all_sets(trained, tmp_path, monkeypatch):
+    run, calls = tmp_path / "run", []
+    shutil.copytree(trained, run)
+    average = recognizer_brain.average_parameters
+    monkeypatch.setattr(
+        recognizer_brain,
+        "average_parameters",
+        lambda *given: calls.append(given) or average(*given),
+    )
+    brain, hparams = load_run(run)
+    data = make_dataset(manifest_paths(hparams)["set2"], hparams["tokenizer"], 16000)
+    figures = score(brain, hparams, {"a": data, "b": data})
+    assert len(calls) == 1
+    assert figures["a"]["error_rate"] == figures["b"]["error_rate"] < 30
+    # Whoever goes on training scores another network.
+    monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    brain.train_sampler = UpdateBatches([[0]], [1.0], 1.0)
+    brain.on_fit_start()
+    brain.on_evaluate_start()
+    assert len(calls) == 2
+
+
 def test_evaluate_names_the_sets_there_are(trained):
     command = [
         sys.executable,
@@ -114,18 +186,7 @@ def test_resuming_equals_running_through(corpus, tmp_path):
     train(through)
     resumed = tiny_arguments(corpus, tmp_path / "b", **settings, ckpt_interval_steps=1)
     resumed += ["--ckpt_interval_minutes", "0"]
-    script = str(ROOT / "recipes/AISHELL-1/train.py")
-    process = subprocess.Popen(
-        [sys.executable, script, *resumed],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    for line in process.stdout:
-        if "Going into epoch 2" in line:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
+    stop_in_epoch(2, resumed)
     assert len(epochs(tmp_path / "b/run")) < 3
     train(resumed)
     assert epochs(tmp_path / "a/run") == epochs(tmp_path / "b/run")
@@ -171,22 +232,51 @@ def test_torchrun_stops_as_one_and_goes_on(corpus, tmp_path):
     assert epochs(tmp_path / "run")[: len(done)] == done
 
 
-@pytest.mark.slow
-def test_torchrun_equals_one_process(corpus, tmp_path):
-    """Two processes, or one that accumulates two batches: the same losses."""
-    settings = {**EXACT, "freq_masks": 0, "time_masks": 0, "batch_seconds": 5}
-    one = tiny_arguments(
-        corpus, tmp_path / "one", **settings, grad_accumulation_factor=2
-    )
-    two = tiny_arguments(corpus, tmp_path / "two", **settings)
-    train(one)
-    train([*two, "--distributed_backend", "gloo"], processes=2)
-    for a, b in zip(
-        epochs(tmp_path / "one/run"), epochs(tmp_path / "two/run"), strict=True
-    ):
+# No random numbers: they depend on the number of processes.
+SAME = {**EXACT, "freq_masks": 0, "time_masks": 0, "number_of_epochs": 3}
+
+
+def assert_same_losses(expected, got):
+    """To rounding, with as many updates at the same learning rates."""
+    for a, b in zip(expected, got, strict=True):
         assert a["updates"] == b["updates"]
-        assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
-        assert a["valid"]["loss"] == pytest.approx(b["valid"]["loss"], rel=1e-4)
+        assert a["learning_rate"] == b["learning_rate"]
+        for stage in ("train", "valid"):
+            assert a[stage]["loss"] == pytest.approx(b[stage]["loss"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(corpus, tmp_path_factory):
+    """Epochs of a run in one process, whose device takes an update at a time."""
+    folder = tmp_path_factory.mktemp("one")
+    train(tiny_arguments(corpus, folder, **SAME))
+    return epochs(folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "processes, device_seconds", [(1, 3), (2, 10), (2, 3), (3, 10)]
+)
+def test_the_same_on_any_devices(
+    corpus, tmp_path, one_process, processes, device_seconds
+):
+    """More processes, several passes an update, or both: the same training."""
+    settings = {**SAME, "device_batch_seconds": device_seconds}
+    arguments = tiny_arguments(corpus, tmp_path, **settings)
+    train([*arguments, "--distributed_backend", "gloo"], processes=processes)
+    assert_same_losses(one_process, epochs(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_another_number_of_processes(corpus, tmp_path, one_process):
+    """Stopped within the second epoch of one process, ended by two."""
+    arguments = tiny_arguments(corpus, tmp_path, **SAME)
+    stop_in_epoch(2, arguments)
+    assert len(epochs(tmp_path / "run")) < 3
+    train([*arguments, "--distributed_backend", "gloo"], processes=2)
+    assert_same_losses(one_process, epochs(tmp_path / "run"))
+    commands = json.loads((tmp_path / "run/run.json").read_text())["commands"]
+    assert len(commands) == 2 and "torchrun" in commands[1]
 
 
 @pytest.mark.slow
@@ -195,3 +285,30 @@ def test_bf16_trains(corpus, tmp_path):
     train(arguments)
     rows = epochs(tmp_path / "run")
     assert rows[-1]["train"]["loss"] < 0.8 * rows[0]["train"]["loss"]
+
+
+@pytest.mark.slow
+def test_processes_share_what_is_scored(corpus, tmp_path):
+    """The figures and alignments of one process, with fewer utterances than processes."""
+    one, three = (write_corpus(tmp_path, count, 10 + count) for count in (1, 3))
+    arguments = tiny_arguments((corpus[0], one), tmp_path, number_of_epochs=8)
+    arguments[arguments.index("--test_csv") + 1] = f"[{corpus[1]}, {three}]"
+    train([*arguments, "--distributed_backend", "gloo"], processes=2)
+    run = tmp_path / "run"
+    shared = json.loads((run / "run.json").read_text())["results"]
+    alignments = {path: path.read_text() for path in run.glob("errors_*.txt")}
+    assert len(epochs(run)) == 8 and epochs(run)[0]["valid"]["utterances"] == 1
+    train([*arguments, "--test_only"])
+    alone = json.loads((run / "run.json").read_text())["results"]
+    assert {n: r["utterances"] for n, r in shared.items()} == {
+        "valid": 1,
+        "set2": 12,
+        "set13": 3,
+    }
+    for name, figures in alone.items():
+        for result in (figures, shared[name]):
+            result.pop("seconds")
+        for losses in (figures.pop("losses"), shared[name].pop("losses")):
+            assert set(losses) == {"ce", "quantity", "ctc"}
+        assert shared[name] == pytest.approx(figures), name
+    assert alignments == {path: path.read_text() for path in alignments}

@@ -10,6 +10,8 @@ utterance of a test set, its errors.
 import argparse
 import pathlib
 
+from cif_lobes.program import run_program
+
 
 def parse_arguments():
     """The command line."""
@@ -88,8 +90,8 @@ def show(brain, name, signal, reference, path):
     batch = PaddedBatch([{"signal": signal}])
     with torch.no_grad():
         encoded, x_lengths = brain.encode(batch, Stage.TEST)
-        (hypothesis,), fired = brain.transcribe(encoded, x_lengths)
-        alpha = hparams.cif.weights(encoded, x_lengths)[0]
+        (hypothesis,), fired = brain.transcribe(encoded, x_lengths, Stage.TEST)
+        alpha = hparams.cif.weights(encoded, x_lengths.on_device)[0]
         log_mel = spectrogram.fbank(signal[None])[0]
 
     decode = hparams.tokenizer.decode
@@ -128,4 +130,4 @@ def show(brain, name, signal, reference, path):
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_program(lambda: main(parse_arguments()))

@@ -1,0 +1,86 @@
+"""What the processes of a distributed run tell each other, and how they share work."""
+
+import torch
+import torch.distributed as dist
+
+
+def check_device(device):
+    """See that this machine has a device, before anything is made for it.
+
+    Arguments
+    ---------
+    device : str or None
+        cpu, cuda or cuda:N; None: whatever SpeechBrain takes.
+
+    Raises
+    ------
+    ValueError
+        With the devices that there are.
+    """
+    name, _, index = str(device).partition(":")
+    count = torch.cuda.device_count()
+    if name != "cuda" or int(index or 0) < count:
+        return
+    there = ["cpu", *(f"cuda:{i}" for i in range(count))]
+    raise ValueError(
+        f"--device {device}: this machine has {', '.join(there)}. Choose one of them; "
+        "if it has such a GPU, see what python -c 'import torch; torch.zeros(1).cuda()' "
+        "says"
+    )
+
+
+def rank_and_processes():
+    """Number of this process, from 0, and how many train together."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def gather_objects(value):
+    """What every process has, in the order of their ranks.
+
+    Arguments
+    ---------
+    value : object
+        That of this process; on the CPU, as it is pickled.
+
+    Returns
+    -------
+    list
+        [value] if there is one process.
+    """
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def share_batches(batches, rank, num_ranks):
+    """The batches of an evaluation that one process scores.
+
+    Each batch is scored by one process, as it would be if there were no other, so the
+    figures do not depend on how many there are. The next batch, the largest first, goes
+    to the process that has least to do.
+
+    Arguments
+    ---------
+    batches : speechbrain.dataio.sampler.DynamicBatchSampler
+        The same on every process.
+    rank, num_ranks : int
+        Number of this process, from 0, and how many there are.
+
+    Returns
+    -------
+    list of list of int
+        None, if there are fewer batches than processes.
+    """
+    # Padding included: it is computed on.
+    sizes = [(len(b) * max(batches.get_durations(b)), b) for b in batches]
+    loads, share = [0.0] * num_ranks, []
+    for size, batch in sorted(sizes, key=lambda pair: pair[0], reverse=True):
+        owner = loads.index(min(loads))
+        loads[owner] += size
+        if owner == rank:
+            share.append(batch)
+    return share
