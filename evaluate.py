@@ -77,7 +77,8 @@ def main(given):
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes import sweep
     from cif_lobes.dataio import make_dataset
-    from cif_lobes.experiment import load_run, manifest_paths, score
+    from cif_lobes.evaluation import score
+    from cif_lobes.experiment import load_run, manifest_paths
     from cif_lobes.language_model import fuse, load_scorer
     from cif_lobes.searcher import BeamSearcher
 
@@ -112,9 +113,15 @@ def main(given):
     if given.sweep:
         grid = {**sweep.default_grid(hparams, with_lm=bool(lm)), **chosen}
         rows = sweep.sweep(brain, hparams, datasets["valid"], grid, scorer)
-        sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
         print(sweep.table(rows, hparams["error_unit"]))
-        print(f"to use the first: python evaluate.py {given.run} --swept")
+        try:
+            sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
+        except OSError as error:
+            print(
+                f"the table could not be kept in {given.run}: {error}", file=sys.stderr
+            )
+        else:
+            print(f"to use the first: python evaluate.py {given.run} --swept")
         return
     hparams["cif"].tail_threshold = hparams["tail_threshold"]
     decoding = {}

@@ -92,7 +92,7 @@ def report(count, rounds):
         loaders = {}
         for way, states in (("without", None), ("with", cache)):
             dataset = make_dataset(manifest, tokenizer, RATE, states)
-            options = train_loader_options(dataset, 40, 20, "ascending", 0, 0)
+            options = train_loader_options(dataset, 40, 40, 20, "ascending", 0, 0)
             loaders[way] = make_dataloader(dataset, **options)
         with open(YAML, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file, {"output_folder": folder})

@@ -9,6 +9,7 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
 from cif_lobes.ctc_attention import predict
+from cif_lobes.lengths import Lengths
 from cif_lobes.pretrained import read_parameters, run_folder
 
 NETWORK = ("features", "encoder", "ctc_head", "embedding", "decoder", "seq_head")
@@ -107,9 +108,9 @@ class ASRTeacher(torch.nn.Module):
         p = predict(
             self.network,
             encoded,
-            x_lengths,
+            Lengths(x_lengths.cpu(), x_lengths),
             tokens,
-            token_lengths,
+            Lengths(token_lengths.cpu(), token_lengths),
             self.tokenizer.bos_index,
         )
         return p.ctc_logits.log_softmax(-1), x_lengths, p.logits.log_softmax(-1)

@@ -72,7 +72,7 @@ def resumable(writer, total, units):
 
 
 def check_sample(cache, total, differences, tolerance, unit, scale=""):
-    """Compare what was computed again with what is stored, and say so.
+    """Read all of a cache, compare what was computed again, and say so.
 
     Arguments
     ---------
@@ -88,20 +88,24 @@ def check_sample(cache, total, differences, tolerance, unit, scale=""):
 
     Raises
     ------
+    OSError
+        If a state is not the one that was written.
     ValueError
         If a difference is larger, or no number.
     """
+    for utt_id in cache:
+        cache[utt_id]
     found = [(math.inf if math.isnan(d) else d, utt_id) for utt_id, d in differences]
     worst, worst_id = max(found)
     if worst > tolerance:
         raise ValueError(
             f"teacher cache {cache.path}: {unit} of utterance {worst_id} differs by "
-            f"{worst:.3g}{scale} from the teacher's, at most {tolerance:g} is rounding: the "
-            f"file is damaged. Run: {cache.build_command} --overwrite True"
+            f"{worst:.3g}{scale} from the teacher's, at most {tolerance:g} is rounding: "
+            f"the states are not this teacher's. Run: {cache.build_command} --overwrite True"
         )
     print(
-        f"{cache.path}: {total:,} of {total:,} utterances; {len(found):,} computed "
-        f"again, {unit} differs by {worst:.2g}{scale} at most ({worst_id})"
+        f"{cache.path}: {total:,} of {total:,} utterances; all read; {len(found):,} "
+        f"computed again, {unit} differs by {worst:.2g}{scale} at most ({worst_id})"
     )
 
 

@@ -27,8 +27,8 @@ from ruamel.yaml.error import YAMLError
 from cif_lobes.yaml_settings import Setting, compose, header, yaml_settings
 
 # Run options that --help explains; the others are given by name only.
-MAIN_RUN_OPTIONS = """device precision eval_precision grad_accumulation_factor
-max_grad_norm skip_nonfinite_grads optimizer_step_limit ckpt_interval_minutes
+MAIN_RUN_OPTIONS = """device precision eval_precision nonfinite_patience
+max_grad_norm optimizer_step_limit ckpt_interval_minutes
 ckpt_interval_steps test_only debug debug_batches debug_epochs noprogressbar"""
 
 # Ending of the options that take several values: --jit_module_keys encoder decoder.

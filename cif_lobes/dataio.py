@@ -11,6 +11,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from cif_lobes.manifest import read_manifest
+from cif_lobes.processes import rank_and_processes
+from cif_lobes.update_batches import UpdateBatches
 
 logger = logging.getLogger(__name__)
 
@@ -155,19 +157,24 @@ def check_tokens(dataset, tokenizer, count_frames, name):
     return too_long
 
 
-def train_loader_options(dataset, batch_seconds, num_buckets, sorting, seed, workers):
-    """DataLoader options of training: batches of like durations and a bounded sum.
+def train_loader_options(
+    dataset, batch_seconds, device_batch_seconds, num_buckets, sorting, seed, workers
+):
+    """DataLoader options of training: updates of like durations and a bounded sum.
 
     Arguments
     ---------
     dataset : DynamicItemDataset
         From `make_dataset`.
     batch_seconds : float
-        Seconds of audio in a batch, padding included.
+        Seconds of audio in an optimizer update, over all processes, padding included.
+    device_batch_seconds : float
+        Seconds of audio that a device takes at a time, padding included. A process whose
+        share of an update is larger takes it in several passes.
     num_buckets : int
         Classes of durations; more pad less and mix less.
     sorting : str
-        Order of the batches: "random" or "ascending".
+        Order of the updates: "random" or "ascending".
     seed : int
         Of the order.
     workers : int
@@ -176,17 +183,24 @@ def train_loader_options(dataset, batch_seconds, num_buckets, sorting, seed, wor
     Returns
     -------
     dict
+
+    Raises
+    ------
+    ValueError
+        If an utterance is longer than device_batch_seconds.
     """
-    longest = max(row["duration"] for row in dataset.data.values())
-    if longest > batch_seconds:
+    durations = [row["duration"] for row in dataset.data.values()]
+    longest = max(dataset.data, key=lambda i: dataset.data[i]["duration"])
+    if max(durations) > device_batch_seconds:
         raise ValueError(
-            f"batch_seconds {batch_seconds} is less than the longest training "
-            f"utterance, {longest:.1f} s: raise it, or cut the utterance"
+            f"device_batch_seconds {device_batch_seconds} is less than the longest "
+            f"training utterance, {longest} of {max(durations):.1f} s: raise it if the "
+            "device's memory allows, or cut the utterance"
         )
     sampler = DynamicBatchSampler(
         dataset,
         batch_seconds,
-        length_func=lambda row: row["duration"],
+        lengths_list=durations,
         # Equal steps in log-duration pad every bucket alike; SpeechBrain's own
         # quantiles reach up to batch_seconds and leave most buckets empty.
         bucket_boundaries=_boundaries(dataset, num_buckets),
@@ -194,51 +208,13 @@ def train_loader_options(dataset, batch_seconds, num_buckets, sorting, seed, wor
         seed=seed,
     )
     return {
-        "batch_sampler": sampler,
+        "batch_sampler": UpdateBatches(
+            sampler, durations, device_batch_seconds, *rank_and_processes()
+        ),
         "num_workers": workers,
         "collate_fn": PaddedBatch,
         "persistent_workers": workers > 0,
     }
-
-
-class RankBatches:
-    """The batches of one process: all processes take turns in one order.
-
-    SpeechBrain's distributed sampler shuffles a second time, and fails when the number
-    of batches changes between epochs, as it may with dynamic batching.
-
-    Arguments
-    ---------
-    batches : DynamicBatchSampler
-        The same on every process.
-    rank, num_ranks : int
-        Number of this process, from 0, and how many there are.
-
-    Example
-    -------
-    >>> [list(RankBatches(["a", "b", "c"], rank, 2)) for rank in (0, 1)]
-    [['a', 'c'], ['b', 'a']]
-    """
-
-    def __init__(self, batches, rank, num_ranks):
-        self.batches, self.rank, self.num_ranks = batches, rank, num_ranks
-
-    def set_epoch(self, epoch):
-        """Choose the order of an epoch."""
-        self.batches.set_epoch(epoch)
-
-    def counts(self, step):
-        """Whether batch number `step` of this process, from 1, is not a repetition."""
-        return (step - 1) * self.num_ranks + self.rank < len(self.batches)
-
-    def __len__(self):
-        return -(-len(self.batches) // self.num_ranks)
-
-    def __iter__(self):
-        batches = list(self.batches)
-        # As many for every process: they meet at each step.
-        batches += batches[: -len(batches) % self.num_ranks]
-        return iter(batches[self.rank :: self.num_ranks])
 
 
 def eval_loader_options(dataset, batch_seconds, workers):

@@ -3,7 +3,6 @@
 import logging
 import os
 import pathlib
-import shutil
 import sys
 
 import speechbrain as sb
@@ -15,6 +14,7 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 
+from cif_lobes.atomic_files import DiskFull
 from cif_lobes.brain import CIFBrain
 from cif_lobes.dataio import (
     check_tokens,
@@ -22,17 +22,21 @@ from cif_lobes.dataio import (
     make_dataset,
     train_loader_options,
 )
-from cif_lobes.distillation import open_cache, used_modules
+from cif_lobes.distillation import add_teacher, used_modules
+from cif_lobes.evaluation import score
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import set_tf32
 from cif_lobes.pretrained import start_from
+from cif_lobes.run_files import (
+    keep_settings,
+    keep_tokenizer,
+    kept_tokenizer,
+)
+from cif_lobes.run_lock import lock_run, release_runs
 from cif_lobes.run_record import RunRecord, this_command
-from cif_lobes.scoring import ErrorRate
 from cif_lobes.validation import prepare_own_data
 
 logger = logging.getLogger(__name__)
-
-# Settings kept beside the figures of a test.
-DECODING = ("tail_threshold", "average", "num_checkpoints")
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -60,8 +64,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     run_on_main(fit_tokenizer, args=[hparams, manifests["train"]])
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
-    cache = open_cache(hparams, manifests["train"]) if learning else None
-    hparams["teacher_mean"] = cache and cache.mean
+    cache = add_teacher(hparams, manifests["train"]) if learning else None
     datasets = {
         name: make_dataset(
             path, tokenizer, hparams["sample_rate"], cache if name == "train" else None
@@ -128,10 +131,12 @@ def load_settings(hparams_file, run_opts, overrides):
     ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    lock_run(hparams["output_folder"])
     # Only here: later on, checkpoints bring the parameters of the frozen student along.
     if "student_run" in hparams and not run_opts.get("test_only"):
         hparams["features"].load_run(hparams["student_run"])
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"])
+    run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
     return hparams
 
 
@@ -155,6 +160,7 @@ def finish():
         # Without destructors: now and then a gloo thread that is still running at exit
         # makes C++ abort a process whose work is done.
         torch.distributed.barrier()
+        release_runs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
@@ -185,6 +191,7 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     -------
     TrainingBrain
     """
+    set_tf32(False)  # SpeechBrain allows it when it is imported
     hparams["record"] = RunRecord(hparams["output_folder"])
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])
@@ -214,6 +221,7 @@ def fit(brain, hparams_file, hparams, datasets):
     train_options = train_loader_options(
         datasets["train"],
         hparams["batch_seconds"],
+        hparams["device_batch_seconds"],
         hparams["num_buckets"],
         hparams["sorting"],
         hparams["seed"],
@@ -245,6 +253,9 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             f"saved in {folder}" if brain.stopped else f"not saved again in {folder}"
         )
         message = f"stopped; {saved}. Go on with:\n  {this_command()}"
+        sys.exit(message if if_main_process() else 1)
+    except (DiskFull, FloatingPointError) as error:
+        message = f"stopped: {error}:\n  {this_command()}"
         sys.exit(message if if_main_process() else 1)
 
 
@@ -294,51 +305,8 @@ def load_run(folder, overrides=None, run_opts=None):
             "which is in its run.json, and --test_only"
         )
     hparams["checkpointer"].checkpoints_dir = folder / "save"
-    hparams["tokenizer"].path = _kept_tokenizer(hparams)
+    hparams["tokenizer"].path = kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
-
-
-def score(brain, hparams, datasets, key="{}", **settings):
-    """Decode data sets with the averaged checkpoints and write down their figures.
-
-    Arguments
-    ---------
-    brain : CIFBrain
-    hparams : dict
-        The loaded yaml.
-    datasets : dict of str to DynamicItemDataset
-        By the name under which the figures are kept.
-    key : str
-        Name of a set's figures in run.json and of its errors_*.txt, {} being the set's.
-    settings
-        How it was decoded besides, stored beside the figures.
-
-    Returns
-    -------
-    dict
-        Summary of each set, by name.
-    """
-    results = {}
-    for name, dataset in datasets.items():
-        options = eval_loader_options(
-            dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
-        )
-        brain.evaluate(dataset, test_loader_kwargs=options)
-        results[name] = brain.test_figures
-        if if_main_process():
-            path = pathlib.Path(hparams["output_folder"])
-            path /= f"errors_{key.format(name)}.txt"
-            brain.error_rate.write(path)
-            print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
-        searcher = hparams.get("test_searcher", hparams["searcher"])
-        # A greedy one has no beam.
-        beam = getattr(searcher, "beam_size", 1)
-        decoding = {"searcher": type(searcher).__name__, "beam": beam}
-        decoding |= {s: hparams[s] for s in DECODING if s in hparams}
-        hparams["record"].result(
-            key.format(name), results[name], **decoding, **settings
-        )
-    return results
 
 
 def manifest_paths(hparams):
@@ -360,24 +328,6 @@ def manifest_paths(hparams):
         return paths
     # The user's own files are read through their checked copies.
     return {name: os.path.join(hparams["save_folder"], f"{name}.csv") for name in paths}
-
-
-def _kept_tokenizer(hparams):
-    """The run folder's copy of the vocabulary."""
-    name = pathlib.Path(hparams["tokenizer"].path).name
-    return pathlib.Path(hparams["output_folder"]) / name
-
-
-def keep_tokenizer(hparams):
-    """Copy the vocabulary: a run folder alone is enough to recognise speech."""
-    path, kept = hparams["tokenizer"].path, _kept_tokenizer(hparams)
-    if kept.exists() and kept.read_bytes() != path.read_bytes():
-        raise ValueError(
-            f"{path} is not the vocabulary that {kept.parent} was trained with: it has "
-            f"been made again since. Train into another --output_folder, or go on with "
-            f"the old one: cp {kept} {path}"
-        )
-    shutil.copyfile(path, kept)
 
 
 def _prepare_data(hparams, prepare):

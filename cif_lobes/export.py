@@ -16,7 +16,11 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
 from speechbrain.dataio.dataio import length_to_mask
-from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
+from speechbrain.utils.checkpoints import average_checkpoints
+
+from cif_lobes.atomic_files import new_folder
+from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
+from cif_lobes.precision import full_float32
 
 # What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
 NETWORK = ("features", "encoder", "cif", "decoder")
@@ -83,6 +87,7 @@ class FireEncoder(torch.nn.Module):
         self.encoder = encoder
         self.cif = cif
 
+    @full_float32()
     def forward(self, wavs, wav_lens):
         """Fire a padded batch.
 
@@ -117,6 +122,7 @@ class FireDecoder(torch.nn.Module):
         super().__init__()
         self.searcher = searcher
 
+    @full_float32()
     def forward(self, fired, wav_lens):
         """Best hypotheses.
 
@@ -170,7 +176,7 @@ def average_parameters(checkpoints_dir, average, num_checkpoints):
     """
     if average not in ("last", "best"):
         raise ValueError(f'average is {average!r}, must be "last" or "best"')
-    checkpoints = Checkpointer(checkpoints_dir).find_checkpoints(
+    checkpoints = SafeCheckpointer(checkpoints_dir).find_checkpoints(
         min_key="error_rate" if average == "best" else None,
         max_num_checkpoints=num_checkpoints,
         ckpt_predicate=lambda c: "error_rate" in c.meta,
@@ -179,7 +185,13 @@ def average_parameters(checkpoints_dir, average, num_checkpoints):
         raise FileNotFoundError(
             f"no checkpoint of a whole epoch in {checkpoints_dir}: train first"
         )
-    parameters = average_checkpoints(checkpoints, "model")
+    try:
+        parameters = average_checkpoints(checkpoints, "model", load_parameters)
+    except FileNotFoundError:
+        if all(c.path.exists() for c in checkpoints):
+            raise
+        # The run is being trained, and has just set one of them aside.
+        return average_parameters(checkpoints_dir, average, num_checkpoints)
     return parameters, sorted(c.meta["epoch"] for c in checkpoints)
 
 
@@ -251,31 +263,6 @@ def read_run(folder, average=None, num_checkpoints=None):
     return text, kept, vocabulary
 
 
-def new_folder(path):
-    """Make the folder of an export.
-
-    Arguments
-    ---------
-    path : str
-
-    Returns
-    -------
-    pathlib.Path
-
-    Raises
-    ------
-    FileExistsError
-        If there is something in it.
-    """
-    path = pathlib.Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()):
-        raise FileExistsError(
-            f"{path} is not empty: give a new folder, or delete this one first"
-        )
-    return path
-
-
 def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
     """Write the recogniser of a run into a folder of its own.
 
@@ -296,10 +283,10 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
         If there is something in out_folder.
     """
     settings, parameters, vocabulary = read_run(run_folder, average, num_checkpoints)
-    out_folder = new_folder(out_folder)
-    torch.save(parameters, out_folder / PARAMETERS)
-    shutil.copyfile(vocabulary, out_folder / VOCABULARY)
-    (out_folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
+    with new_folder(out_folder) as folder:
+        torch.save(parameters, folder / PARAMETERS)
+        shutil.copyfile(vocabulary, folder / VOCABULARY)
+        (folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
 
 
 def open_run(folder, overrides=None, average=None, num_checkpoints=None):
@@ -342,8 +329,6 @@ def open_export(folder, overrides=None):
         )
     with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
-    hparams["model"].load_state_dict(
-        torch.load(folder / PARAMETERS, map_location="cpu")
-    )
+    hparams["model"].load_state_dict(load_parameters(folder / PARAMETERS))
     hparams["tokenizer"].path = folder / VOCABULARY
     return hparams

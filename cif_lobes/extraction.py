@@ -17,6 +17,7 @@ from cif_lobes.cache_building import (
     resumable,
 )
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import full_float32
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.teacher_inspection import describe
@@ -25,9 +26,11 @@ from cif_lobes.teachers import TextTeacher, token_batches
 # Of a state's length. Rounding to bfloat16 moves it by 0.2 %, another text by far more.
 TOLERANCE = 0.01
 SAMPLE = 200  # utterances computed again
+MAX_UNKNOWN = 0.05  # share of the teacher's pieces that may be its unknown token
 VERSIONS_OF = ("torch", "transformers", "tokenizers", "h5py")
 
 
+@full_float32()
 def run(verb, hparams_file, run_opts, overrides):
     """Build, inspect or verify the cache of a yaml.
 
@@ -108,6 +111,7 @@ def build(hparams, texts):
 
     utterance_of = {text: utt_id for utt_id, text in reversed(texts.items())}
     aligned = teacher.align(utterance_of, tokenizer)
+    check_known(teacher, aligned)
     notes = {
         "teacher": teacher.source,
         "versions": ", ".join(f"{name} {version(name)}" for name in VERSIONS_OF),
@@ -132,6 +136,36 @@ def build(hparams, texts):
         f"{os.path.getsize(path) / 1e6:,.1f} MB, {time.monotonic() - started:.0f} s\n"
         "Look at it with the verb inspect before training on it"
     )
+
+
+def check_known(teacher, aligned):
+    """See that the teacher knows the words of the transcripts; say what it does not.
+
+    Arguments
+    ---------
+    teacher : TextTeacher
+    aligned : list of AlignedText
+        From `teacher.align`.
+
+    Raises
+    ------
+    ValueError
+        If more than the share `MAX_UNKNOWN` of its pieces are unknown to it.
+    """
+    unknown, total, example = teacher.count_unknown(aligned)
+    if not unknown:
+        return
+    message = (
+        f"teacher {teacher.source}: {unknown:,} of {total:,} pieces of the transcripts "
+        f"({unknown / total:.2%}) are its unknown token, as in {example.text[:40]!r} "
+        f"(utterance {example.utt_id})"
+    )
+    if unknown > MAX_UNKNOWN * total:
+        raise ValueError(
+            f"{message}; at most {MAX_UNKNOWN:.0%} may be. Take a teacher of this "
+            "language, script and case, with the tokenizer it was trained with"
+        )
+    print(message)
 
 
 def encode(teacher, aligned, writer, batch_tokens):

@@ -34,7 +34,7 @@ class Predictions(NamedTuple):
 class FitHuBERTBrain(TrainingBrain):
     """Trains a student to say what the layers of a frozen teacher say.
 
-    Reads from the yaml, besides `modules`: `lr`, `warmup`, `number_of_epochs`,
+    Reads from the yaml, besides `modules`: `lr_scheduler`, `number_of_epochs`,
     `hint_weight`, `num_checkpoints`, `seed`, and, if batches bring the teacher's states
     along, `cached_layers`.
 
@@ -107,11 +107,6 @@ class FitHuBERTBrain(TrainingBrain):
         error, squares, frames = moments[:3]
         spread = squares - moments[3:].square().sum() / frames
         return {"unexplained": float(error / spread)}
-
-    def on_fit_start(self):
-        """The learning rate rises for a share of all updates, then falls to 0."""
-        self.hparams.lr_scheduler = self.rise_and_fall()
-        super().on_fit_start()
 
     def count_units(self, predictions):
         """Frames of a batch."""

@@ -10,9 +10,9 @@ import pathlib
 
 import torch
 from ruamel.yaml import YAML
-from speechbrain.utils.checkpoints import Checkpointer
 from torch import nn
 
+from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
 from cif_lobes.fithubert import FitHuBERT, HintedStudent
 
 
@@ -53,13 +53,13 @@ def read_student(folder):
             f"student {folder} is not a FitHuBERT run: its modules are "
             f"{', '.join(modules)}. Give {example}"
         )
-    checkpoint = Checkpointer(folder / "save").find_checkpoint(min_key="loss")
+    checkpoint = SafeCheckpointer(folder / "save").find_checkpoint(min_key="loss")
     if checkpoint is None:
         raise FileNotFoundError(
             f"student {folder}: no checkpoint of a whole epoch in its save folder: "
             "distil it first, or let its training go on"
         )
-    parameters = torch.load(checkpoint.path / "model.ckpt", map_location="cpu")
+    parameters = load_parameters(checkpoint.path / "model.ckpt")
     # What checkpoints hold is all modules, of which there is one.
     parameters = {k.removeprefix("student."): v for k, v in parameters.items()}
     return json.loads(json.dumps(modules["student"])), parameters

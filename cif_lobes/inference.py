@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cif_lobes.alignment import FrameClock, frame_clock, token_spans
 from cif_lobes.dataio import read_audio
 from cif_lobes.export import PARAMETERS, open_export, open_run
+from cif_lobes.precision import full_float32
 from cif_lobes.transcript import (
     FORMATS,
     PAUSE,
@@ -207,6 +208,7 @@ class CIFRecognizer:
             yield batch
 
     @torch.no_grad()
+    @full_float32()
     def _recognize(self, batch):
         """Transcripts of each window, best first."""
         lengths = torch.tensor([len(w.signal) for w in batch], device=self.device)

@@ -13,10 +13,12 @@ from ruamel.yaml import YAML
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import scorer as sb_scorer
-from speechbrain.utils.checkpoints import Checkpointer
 
+from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
 from cif_lobes.manifest import read_rows
+from cif_lobes.processes import rank_and_processes
 from cif_lobes.tokens import SPECIALS
+from cif_lobes.update_batches import UpdateBatches
 
 BEST_KEY = "perplexity"
 POSITIONS = 2500  # of SpeechBrain's TransformerLM
@@ -103,7 +105,7 @@ def _unknown(sentence, ids, tokenizer):
     return [text[slice(*span)] for i, span in spans if i == tokenizer.unk_index]
 
 
-def check_text(text, name, batch_tokens, max_oov):
+def check_text(text, name, device_batch_tokens, max_oov):
     """See that a text can be learnt from, before anything is trained.
 
     Arguments
@@ -111,8 +113,8 @@ def check_text(text, name, batch_tokens, max_oov):
     text : TokenText
     name : str
         The setting that names its files.
-    batch_tokens : int
-        Tokens in a batch.
+    device_batch_tokens : int
+        Tokens that a device takes at a time.
     max_oov : float
         Unknown tokens that are accepted, in %.
 
@@ -133,10 +135,11 @@ def check_text(text, name, batch_tokens, max_oov):
             "are written (no punctuation, numbers in words), or raise --max_oov"
         )
     longest = int(text.lengths.max())
-    if longest > batch_tokens:
+    if longest > device_batch_tokens:
         raise ValueError(
-            f"{name}: its longest sentence has {longest:,} tokens, batch_tokens is "
-            f"{batch_tokens:,}: write one sentence a line, or raise --batch_tokens"
+            f"{name}: its longest sentence has {longest:,} tokens, device_batch_tokens "
+            f"is {device_batch_tokens:,}: write one sentence a line, or raise "
+            "--device_batch_tokens"
         )
     if longest > POSITIONS:
         raise ValueError(
@@ -145,14 +148,16 @@ def check_text(text, name, batch_tokens, max_oov):
         )
 
 
-def loader_options(text, batch_tokens, seed=None):
+def loader_options(text, batch_tokens, device_batch_tokens=None, seed=None):
     """DataLoader options: batches of like lengths.
 
     Arguments
     ---------
     text : TokenText
     batch_tokens : int
-        Tokens in a batch, padding included.
+        Tokens in a batch, padding included; of training, in an update of all processes.
+    device_batch_tokens : int, optional
+        Of training: tokens that a device takes at a time, padding included.
     seed : int, optional
         Of the random order of training; without it, longest first.
 
@@ -161,15 +166,19 @@ def loader_options(text, batch_tokens, seed=None):
     dict
     """
     quantiles = np.quantile(text.lengths, np.linspace(0, 1, 11)[1:])
+    lengths = text.lengths.tolist()
     sampler = DynamicBatchSampler(
         text,
         batch_tokens,
-        lengths_list=text.lengths.tolist(),
+        lengths_list=lengths,
         bucket_boundaries=sorted(set(quantiles.tolist())),
         shuffle=seed is not None,
         batch_ordering="descending" if seed is None else "random",
         seed=seed or 0,
     )
+    if seed is not None:
+        device = rank_and_processes()
+        sampler = UpdateBatches(sampler, lengths, device_batch_tokens, *device)
     return {"batch_sampler": sampler, "collate_fn": PaddedBatch}
 
 
@@ -229,7 +238,7 @@ def _load_transformer(folder, tokenizer):
     """The checkpoint with the lowest perplexity on the validation text."""
     save, best = folder / "save", None
     if save.exists():
-        best = Checkpointer(save).find_checkpoint(min_key=BEST_KEY)
+        best = SafeCheckpointer(save).find_checkpoint(min_key=BEST_KEY)
     if best is None:
         raise FileNotFoundError(
             f"{folder} holds no trained language model (no checkpoint of a whole epoch "
@@ -251,7 +260,7 @@ def _load_transformer(folder, tokenizer):
             f"{tokenizer.vocab_size}"
         )
     model = torch.nn.ModuleDict({"lm": hparams["lm"]})
-    model.load_state_dict(torch.load(best.paramfiles["model"], map_location="cpu"))
+    model.load_state_dict(load_parameters(best.paramfiles["model"]))
     return model["lm"].eval()
 
 

@@ -11,10 +11,10 @@ from cif_lobes.experiment import (
     assemble,
     finish,
     fit_batches,
-    keep_tokenizer,
     load_settings,
 )
 from cif_lobes.language_model import BEST_KEY, TokenText, check_text, loader_options
+from cif_lobes.run_files import keep_tokenizer
 from cif_lobes.training_brain import TrainingBrain
 
 
@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
 class LanguageModelBrain(TrainingBrain):
     """Trains a language model to predict each token from those before it.
 
-    Reads from the yaml, besides `modules` (`lm`): `tokenizer`, `lr`, `warmup`,
+    Reads from the yaml, besides `modules` (`lm`): `tokenizer`, `lr_scheduler`,
     `number_of_epochs`, `num_checkpoints`, `seed`.
     """
 
@@ -65,11 +65,6 @@ class LanguageModelBrain(TrainingBrain):
         """The perplexity in words."""
         return f"perplexity {figures[BEST_KEY]:.1f}"
 
-    def on_fit_start(self):
-        """The learning rate rises for a share of all updates, then falls to 0."""
-        self.hparams.lr_scheduler = self.rise_and_fall()
-        super().on_fit_start()
-
 
 def run(hparams_file, run_opts, overrides):
     """Read the text, train, and measure the best checkpoint's perplexity.
@@ -93,7 +88,9 @@ def run(hparams_file, run_opts, overrides):
     paths = {"train": hparams["train_text"], "valid": [hparams["valid_text"]]}
     texts = {name: TokenText(files, tokenizer) for name, files in paths.items()}
     for name, text in texts.items():
-        check_text(text, f"{name}_text", hparams["batch_tokens"], hparams["max_oov"])
+        check_text(
+            text, f"{name}_text", hparams["device_batch_tokens"], hparams["max_oov"]
+        )
         if if_main_process():
             print(
                 f"{name}: {len(text):,} sentences, {len(text.tokens):,} tokens, "
@@ -101,13 +98,18 @@ def run(hparams_file, run_opts, overrides):
             )
     run_on_main(keep_tokenizer, args=[hparams])
     brain = assemble(LanguageModelBrain, hparams, run_opts, hparams["modules"])
-    valid_options = loader_options(texts["valid"], hparams["batch_tokens"])
+    valid_options = loader_options(texts["valid"], hparams["device_batch_tokens"])
     fit_batches(
         brain,
         hparams_file,
         hparams,
         texts,
-        loader_options(texts["train"], hparams["batch_tokens"], hparams["seed"]),
+        loader_options(
+            texts["train"],
+            hparams["batch_tokens"],
+            hparams["device_batch_tokens"],
+            hparams["seed"],
+        ),
         valid_options,
     )
     brain.evaluate(texts["valid"], min_key=BEST_KEY, test_loader_kwargs=valid_options)
@@ -117,11 +119,11 @@ def run(hparams_file, run_opts, overrides):
         "tokens": len(texts["valid"].tokens),
         "oov_rate": texts["valid"].oov_rate,
     }
-    hparams["record"].result("valid", figures, tokenizer=tokenizer.fingerprint)
     if if_main_process():
         print(
             f"valid: {brain.describe(figures)} over {figures['tokens']:,} tokens, "
             f"{figures['oov_rate']:.2f} % unknown; {hparams['output_folder']}"
         )
+    hparams["record"].result("valid", figures, tokenizer=tokenizer.fingerprint)
     finish()
     return figures

@@ -10,6 +10,8 @@ import os
 
 import soundfile
 
+from cif_lobes.atomic_files import atomic_open
+
 COLUMNS = ("ID", "duration", "wav", "spk_id", "wrd")
 
 # Why an utterance may be rejected, and what its owner can do about it.
@@ -143,12 +145,10 @@ def _parse_row(row, columns, folder, path, line):
 
 def write_csv(path, columns, rows):
     """Replace a csv in one step: a reader never sees half of it."""
-    partial = f"{path}.partial"
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_open(path, newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def measure(u):

@@ -14,8 +14,10 @@ import json
 import torch
 
 from cif_lobes.alignment import frame_clock
+from cif_lobes.atomic_files import new_folder
 from cif_lobes.cif import cif_dense
-from cif_lobes.export import new_folder, open_run
+from cif_lobes.export import open_run
+from cif_lobes.precision import full_float32
 
 ENCODER, DECODER, SETTINGS = "encoder.onnx", "decoder.onnx", "recognizer.json"
 
@@ -109,6 +111,7 @@ class StepGraph(torch.nn.Module):
         return logits, torch.stack(copied.longer).permute(2, 0, 1, 3, 4, 5)
 
 
+@full_float32()
 def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
     """Write the recogniser of a run as ONNX.
 
@@ -137,7 +140,13 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
             "tokens, not for a frozen student or autoregressive: False. Use --format "
             "speechbrain"
         )
-    out_folder = new_folder(out_folder)
+    with new_folder(out_folder) as folder:
+        _write_graphs(hparams, folder)
+
+
+def _write_graphs(hparams, folder):
+    """The files of `export_onnx`; `hparams` as `open_run` gives them."""
+    fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
     hop = fire.features.hop / hparams["sample_rate"]
     strides = fire.encoder.frontend.strides
     start, step = frame_clock(strides, len(fire.encoder.pool_after), hop)
@@ -151,7 +160,7 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
     state = torch.zeros(1, *shape[:3], 3, shape[3])
     _export(
         StepGraph(decoder),
-        out_folder / DECODER,
+        folder / DECODER,
         {
             "vector": (vector, None),
             "vector_before": (vector_before, None),
@@ -164,7 +173,7 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
     samples = torch.export.Dim("samples", min=hparams["sample_rate"])
     _export(
         EncoderGraph(fire),
-        out_folder / ENCODER,
+        folder / ENCODER,
         # Loud enough for some fires: their number is an axis, too.
         {"signal": (torch.randn(1, 2 * hparams["sample_rate"]), {1: samples})},
         ["embeddings", "boundaries"],
@@ -182,7 +191,7 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
         "tokens": tokenizer.pieces(),
     }
     text = json.dumps(settings, ensure_ascii=False, indent=0)
-    (out_folder / SETTINGS).write_text(text, encoding="utf-8")
+    (folder / SETTINGS).write_text(text, encoding="utf-8")
 
 
 def _export(graph, path, inputs, output_names):

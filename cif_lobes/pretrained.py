@@ -6,6 +6,7 @@ import pathlib
 import torch
 from ruamel.yaml import YAML
 
+from cif_lobes.checkpoints import find_fault, load_parameters
 from cif_lobes.export import average_parameters
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,24 @@ def take_parameters(model, parameters, fresh, source):
     return _modules(taken)
 
 
+def fill(model, parameters):
+    """Give a network all of its parameters.
+
+    Those of the heads of a teacher are left out if it has no such: only training does.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    parameters : dict of str to torch.Tensor
+        From `read_parameters`.
+    """
+    absent = {*TEACHERS} - {*model}
+    model.load_state_dict(
+        {k: v for k, v in parameters.items() if k.split(".")[0] not in absent}
+    )
+
+
 def read_parameters(path):
     """Parameters of a run's network: of one checkpoint, or averaged as its yaml says.
 
@@ -119,11 +138,19 @@ def read_parameters(path):
     ------
     FileNotFoundError
         If there is no such run or checkpoint.
+    ValueError
+        If that one checkpoint is broken.
     """
     path, run = pathlib.Path(path), run_folder(path)
     if path != run:
-        checkpoint = path if path.name == "model.ckpt" else path / "model.ckpt"
-        return torch.load(checkpoint, map_location="cpu")
+        checkpoint = path.parent if path.name == "model.ckpt" else path
+        fault = find_fault(checkpoint, ["model.ckpt"])
+        if fault:
+            raise ValueError(
+                f"{checkpoint} is no whole checkpoint: {fault}. Give another one of "
+                f"{run / 'save'}, or the run {run}"
+            )
+        return load_parameters(checkpoint / "model.ckpt")
     settings = YAML(typ="rt").load(run / "hyperparams.yaml")
     return average_parameters(
         run / "save", settings["average"], settings["num_checkpoints"]

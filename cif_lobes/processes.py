@@ -3,6 +3,13 @@
 import torch.distributed as dist
 
 
+def rank_and_processes():
+    """Number of this process, from 0, and how many train together."""
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
 def gather_objects(value):
     """What every process has, in the order of their ranks.
 

@@ -17,6 +17,8 @@ import time
 import torch
 from speechbrain.utils.distributed import main_process_only
 
+from cif_lobes.atomic_files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 THEN = ", then "  # between what a run began with and what it went on with
@@ -109,12 +111,6 @@ class RunRecord:
         if command not in record["commands"]:
             record["commands"].append(command)
         processes = int(os.environ.get("WORLD_SIZE", 1))
-        former = _latest(record.get("processes", processes))
-        if former != str(processes):
-            logger.warning(
-                f"{self.path.parent} was trained by {former} processes and goes on with "
-                f"{processes}: an update now is of {processes} batches"
-            )
         record.update(
             commit=_then(record.get("commit"), commit()),
             seed=seed,
@@ -125,14 +121,14 @@ class RunRecord:
         )
         record.setdefault("started", time.strftime("%Y-%m-%d %H:%M:%S"))
         record.setdefault("results", {})
-        _write_atomically(self.path, _json(record))
+        write_atomically(self.path, _json(record))
 
     @main_process_only
     def result(self, name, summary, **settings):
         """Store the figures of a test set and how they were decoded."""
         record = self.load()
         record["results"][name] = {**summary, **settings, "commit": commit()}
-        _write_atomically(self.path, _json(record))
+        write_atomically(self.path, _json(record))
 
     @main_process_only
     def epoch(self, number, of, learning_rate, updates, train, valid, scores):
@@ -161,7 +157,7 @@ class RunRecord:
         }
         # An epoch that is trained again, after a resume, replaces its former line.
         rows = [json.dumps(r) for r in [*earlier, row]]
-        _write_atomically(self.epochs_path, "\n".join(rows) + "\n")
+        write_atomically(self.epochs_path, "\n".join(rows) + "\n")
         left = (of - number) * row["seconds"]
         print(
             f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
@@ -214,10 +210,3 @@ def _latest(fact):
 
 def _json(record):
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-
-
-def _write_atomically(path, text):
-    """A reader sees the old text or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -24,7 +24,7 @@ class UpstreamExpert(torch.nn.Module):
     def __init__(self, ckpt=None, model_config=None, **kwargs):
         super().__init__()
         ckpt = ckpt or Path(__file__).with_name("student.pt")
-        saved = torch.load(ckpt, map_location="cpu")
+        saved = torch.load(ckpt, map_location="cpu", weights_only=True)
         settings = saved["settings"]
         student = FitHuBERT(**settings.pop("student"))
         self.model = HintedStudent(student, **settings)

@@ -10,7 +10,7 @@ import shutil
 import torch
 
 from cif_lobes import fithubert, s3prl_expert
-from cif_lobes.export import new_folder
+from cif_lobes.atomic_files import new_folder
 from cif_lobes.frozen_student import read_student
 
 HUBCONF = '''\
@@ -49,9 +49,9 @@ def export_s3prl(run_folder, out_folder):
         If there is something in out_folder.
     """
     settings, parameters = read_student(run_folder)
-    out_folder = new_folder(out_folder)
     saved = {"settings": settings, "parameters": parameters}
-    torch.save(saved, out_folder / "student.pt")
-    shutil.copyfile(fithubert.__file__, out_folder / "fithubert.py")
-    shutil.copyfile(s3prl_expert.__file__, out_folder / "expert.py")
-    (out_folder / "hubconf.py").write_text(HUBCONF, encoding="utf-8")
+    with new_folder(out_folder) as folder:
+        torch.save(saved, folder / "student.pt")
+        shutil.copyfile(fithubert.__file__, folder / "fithubert.py")
+        shutil.copyfile(s3prl_expert.__file__, folder / "expert.py")
+        (folder / "hubconf.py").write_text(HUBCONF, encoding="utf-8")

@@ -6,6 +6,7 @@ import re
 from speechbrain.dataio.wer import print_alignments, print_wer_summary
 from speechbrain.utils.edit_distance import wer_details_for_batch, wer_summary
 
+from cif_lobes.atomic_files import atomic_open
 from cif_lobes.processes import gather_objects
 
 UNITS = re.compile(r"<unk>|\S")
@@ -85,6 +86,6 @@ class ErrorRate:
 
     def write(self, path):
         """Write the summary and every utterance's alignment, in the order of ids."""
-        with open(path, "w", encoding="utf-8") as file:
+        with atomic_open(path) as file:
             print_wer_summary(wer_summary(self.scores), file)
             print_alignments(sorted(self.scores, key=lambda s: s["key"]), file)

@@ -21,6 +21,7 @@ from cif_lobes.dataio import read_audio
 from cif_lobes.encoder_streaming import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.export import PARAMETERS, open_export, open_run
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import full_float32
 
 
 class StreamedToken(NamedTuple):
@@ -103,6 +104,7 @@ class StreamingRecognizer:
         return chunk + look_ahead / self.sample_rate
 
     @torch.no_grad()
+    @full_float32()
     def push(self, signal):
         """Recognise what the next samples complete.
 
@@ -120,6 +122,7 @@ class StreamingRecognizer:
         return self._tokens(self.cif.push(frames, self.weights.push(frames)))
 
     @torch.no_grad()
+    @full_float32()
     def finish(self):
         """Recognise the rest of the utterance; the next samples begin another.
 

@@ -13,9 +13,11 @@ import speechbrain as sb
 import torch
 from tqdm import tqdm
 
+from cif_lobes.atomic_files import write_atomically
 from cif_lobes.dataio import eval_loader_options
 from cif_lobes.export import average_parameters
 from cif_lobes.language_model import fuse
+from cif_lobes.pretrained import fill
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.searcher import BeamSearcher
 
@@ -81,7 +83,7 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
         if tuple(epochs) in seen:
             continue
         seen.add(tuple(epochs))
-        hparams["model"].load_state_dict(parameters)
+        fill(hparams["model"], parameters)
         errors, length = _count_errors(
             brain, hparams, dataset, searchers, sorted(grid["tail_threshold"])
         )
@@ -107,8 +109,7 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
     errors, length = {setting: collections.Counter() for setting in settings}, 0
     brain.modules.eval()
     for batch in tqdm(brain.make_dataloader(dataset, sb.Stage.TEST, **options)):
-        batch = batch.to(brain.device, non_blocking=True)
-        encoded, x_lengths = brain.encode(batch, sb.Stage.TEST)
+        encoded, (_, x_lengths) = brain.encode(batch, sb.Stage.TEST)
         hypotheses = {key: [None] * len(batch.id) for key in searchers}
         lengths = x_lengths.new_full(x_lengths.shape, -1)
         for threshold in thresholds:
@@ -159,8 +160,7 @@ def write(folder, rows, lm, dataset):
         "utterances": len(dataset),
         "table": rows,
     }
-    path = pathlib.Path(folder) / FILE
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(pathlib.Path(folder) / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def read(folder):

@@ -6,6 +6,7 @@
     ids         [utterances]         UTF-8
     text_index  [utterances]         which text an utterance has
     mean        [H] or [L, H]        over all N states
+    checksums   [texts]              CRC-32 of the states of each text
     committed   [1]                  texts whose states are on disk
     part_rows   [texts, parts]       of an ensemble's cache: states in each named part
 
@@ -13,17 +14,20 @@ and, as attributes, all that decided the states. A text has U + 1 states, one pe
 and one for end of sentence. bfloat16, unknown to HDF5, is stored as its 16 bits.
 
 `values` is one contiguous block at a known place in the file, so that states are read
-with plain positioned reads: a little faster than through h5py, and without an HDF5
-handle, which must not be shared with forked workers.
+with plain positioned reads, without an HDF5 handle, which must not be shared with forked
+workers. Nothing is read that a checksum does not cover, see `cache_checks`.
 """
 
 import hashlib
+import math
 import os
 
 import h5py
 import torch
 
-FORMAT_VERSION = 1
+from cif_lobes.cache_checks import own_dataset, read_seal, read_states
+
+FORMAT_VERSION = 2
 BUILD_COMMAND = "python extract_teacher.py build <hparams/extract_*.yaml>"
 
 # By name: in memory and in the file.
@@ -48,7 +52,8 @@ class TeacherCache:
         What made the cache: teacher, teacher_weights, layer, teacher_tokenizer,
         tokenizer_fingerprint, text_normalization, dtype, versions, command.
     shape : tuple of int
-        Of one state: (H,), or (L, H) if a list of L layers was asked for.
+        Of one state: (H,), or (L, H) if a list of L layers was asked for. After
+        `use_layers`, L is the number of those.
     dtype : torch.dtype
         Of the states.
     mean : torch.Tensor, [H] or [L, H], float32
@@ -77,6 +82,20 @@ class TeacherCache:
         self.path = os.fspath(path)
         if not os.path.exists(self.path):
             raise FileNotFoundError(_absent(self.path))
+        self._columns = None  # of the axis of layers: all
+        self._file = open(self.path, "rb", buffering=0)
+        try:
+            self._read_index()
+        # All that h5py raises, depending on which of HDF5's structures is damaged.
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise OSError(
+                f"teacher cache {self.path} is damaged ({error}), say by a bad disk or "
+                "an interrupted copy. Copy it again, or build it again: "
+                f"{BUILD_COMMAND} --overwrite True"
+            ) from error
+
+    def _read_index(self):
+        seal = read_seal(self._file.fileno())
         with open_hdf5(self.path) as file:
             self.attributes = attributes_of(file)
             version = self.attributes.get("format_version")
@@ -84,39 +103,79 @@ class TeacherCache:
                 raise OSError(
                     f"teacher cache {self.path} has format_version {version}, this "
                     f"program reads {FORMAT_VERSION}: made by something else, or by "
-                    f"another version. Run: {self.build_command} --overwrite True"
+                    "another version (1 had no checksums, so that damage went "
+                    f"unnoticed). Run: {self.build_command} --overwrite True"
                 )
-            self._text_hash = file["text_hash"][...].tolist()
-            if file["committed"][0] != len(self._text_hash):
+            if seal is None:
                 raise OSError(
-                    f"teacher cache {self.path} has {file['committed'][0]:,} of "
-                    f"{len(self._text_hash):,} texts: an unfinished build was renamed. "
-                    f"Run: {self.build_command} --overwrite True"
+                    f"teacher cache {self.path} has no seal: an unfinished build was "
+                    f"renamed, or its beginning is damaged. Copy it again, or run: "
+                    f"{self.build_command} --overwrite True"
                 )
-            self.shape = file["values"].shape[1:]
+            values = own_dataset(file, "values")
+            self._address = values.id.get_offset()
+            if seal != (self._address, values.nbytes):
+                raise ValueError("the seal is on other states")
+            self.shape = self._stored_shape = values.shape[1:]
             self.dtype = DTYPES[self.attributes["dtype"]][0]
-            self.mean = torch.from_numpy(file["mean"][...])
-            self._address = file["values"].id.get_offset()
-            self._offsets = file["offsets"][...].tolist()
-            if "part_rows" in file:
-                self._part_rows = file["part_rows"][...].tolist()
-            ids = (utt_id.decode() for utt_id in file["ids"][...].tolist())
-            indices = file["text_index"][...].tolist()
-            self._text_index = dict(zip(ids, indices, strict=True))
-        self._file = open(self.path, "rb", buffering=0)
+            self.mean = torch.from_numpy(own_dataset(file, "mean")[...])
+            self._text_hash = own_dataset(file, "text_hash")[...].tolist()
+            self._offsets = own_dataset(file, "offsets")[...].tolist()
+            self._checksums = own_dataset(file, "checksums")[...].tolist()
+            if "parts" in self.attributes:
+                self._part_rows = own_dataset(file, "part_rows")[...].tolist()
+            ids = own_dataset(file, "ids")[...].tolist()
+            indices = own_dataset(file, "text_index")[...].tolist()
+        decoded = (utt_id.decode() for utt_id in ids)
+        self._text_index = dict(zip(decoded, indices, strict=True))
 
     def __getitem__(self, utt_id):
         """States of an utterance: [U + 1, H] or [U + 1, L, H], dtype as stored."""
         start, stop = self._rows(utt_id)
-        states = torch.empty((stop - start, *self.shape), dtype=self.dtype)
-        address = self._address + start * states[0].nbytes
-        # A positioned read leaves the file's offset alone, which forked workers share.
-        if os.preadv(self._file.fileno(), [as_bytes(states)], address) != states.nbytes:
+        states = read_states(
+            self._file.fileno(),
+            self._address + start * math.prod(self._stored_shape) * self.dtype.itemsize,
+            (stop - start, *self._stored_shape),
+            self.dtype,
+            self._checksums[self._text_index[utt_id]],
+        )
+        if states is None:
             raise OSError(
-                f"teacher cache {self.path} ends before the states of {utt_id}: it was "
-                f"truncated while in use. Run: {self.build_command} --overwrite True"
+                f"teacher cache {self.path}: the states of {utt_id} are not those that "
+                "were written (their checksum differs), say by a bad disk or an "
+                "interrupted copy. Copy it again, or build it again: "
+                f"{self.build_command} --overwrite True"
             )
-        return states
+        return states if self._columns is None else states[:, self._columns]
+
+    def use_layers(self, layers):
+        """Give only some of the layers from now on, in this order.
+
+        Arguments
+        ---------
+        layers : list of int, or int
+            Numbers of the teacher's layers, of those in `attributes["layer"]`.
+
+        Raises
+        ------
+        ValueError
+            If the cache lacks one.
+        """
+        stored = self.attributes.get("layer")
+        layers = _as_list(layers)
+        if not layers or set(layers) - {*_as_list(stored)}:
+            raise ValueError(
+                f"teacher cache {self.path} has layer {stored} of the teacher, asked for "
+                f"is {layers}: choose among its layers, or build one with these: "
+                f"{self.build_command} --layer '{sorted(layers)}' --overwrite True"
+            )
+        if isinstance(stored, list):
+            self._take([stored.index(number) for number in layers])
+
+    def _take(self, columns):
+        self._columns = columns
+        self.shape = (len(columns), *self._stored_shape[1:])
+        self.mean = self.mean[columns]
 
     def parts(self, utt_id):
         """The named parts of an utterance's states, of a cache that has such.
@@ -250,7 +309,7 @@ class TeacherCache:
         return self._offsets[index], self._offsets[index + 1]
 
     def __reduce__(self):
-        return _reopen, (self.path, self.attributes["fingerprint"])
+        return _reopen, (self.path, self.attributes["fingerprint"], self._columns)
 
 
 def text_hash(text):
@@ -279,9 +338,8 @@ def attributes_of(file):
     }
 
 
-def as_bytes(tensor):
-    """The memory of a contiguous tensor; NumPy has no bfloat16."""
-    return tensor.view(torch.uint8).numpy()
+def _as_list(layers):
+    return layers if isinstance(layers, list) else [layers]
 
 
 def _absent(path):
@@ -294,11 +352,13 @@ def _absent(path):
     return f"teacher cache {path} does not exist. Run: {BUILD_COMMAND}"
 
 
-def _reopen(path, fingerprint):
+def _reopen(path, fingerprint, columns):
     """Unpickle: a spawned worker opens the file itself."""
     cache = TeacherCache(path)
     if cache.attributes["fingerprint"] != fingerprint:
         raise OSError(
             f"teacher cache {path} was replaced by another while in use. Start again"
         )
+    if columns is not None:
+        cache._take(columns)
     return cache

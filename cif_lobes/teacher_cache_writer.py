@@ -1,29 +1,36 @@
 """The writing side of `teacher_cache`: no broken file, no states lost.
 
 A cache is built as `<path>.partial`. HDF5 writes the index and reserves room for the
-states, once; from then on states are added with plain positioned writes, and
-`committed` says how far they are on disk. There is no moment at which a kill leaves
-HDF5's structures half changed. One atomic rename finishes the cache.
+states, once; from then on states and their checksums are added with plain positioned
+writes, and `committed` says how far they are on disk. There is no moment at which a kill
+leaves HDF5's structures half changed. The seal and one atomic rename finish the cache.
 """
 
 import fcntl
 import hashlib
 import os
 import shutil
+from itertools import pairwise
 
 import h5py
 import torch
 
+from cif_lobes.cache_checks import (
+    SEAL_BYTES,
+    as_bytes,
+    checksum,
+    own_dataset,
+    read_states,
+    write_all,
+    write_seal,
+)
 from cif_lobes.teacher_cache import (
     DTYPES,
     FORMAT_VERSION,
-    as_bytes,
     attributes_of,
     open_hdf5,
     text_hash,
 )
-
-MEAN_BLOCK = 16384  # states read at a time
 
 
 class CacheWriter:
@@ -94,11 +101,10 @@ class CacheWriter:
         self._part_rows = rows.tolist() if parts else None
         self._offsets = [0, *rows.sum(1).cumsum(0).tolist()]
         self._utterances = utterances
-        identity = {**identity, "dtype": dtype}
+        identity = {**identity, "dtype": dtype, "format_version": FORMAT_VERSION}
         if parts:
             identity["parts"] = parts
         self._attributes = {**(notes or {}), **identity}
-        self._attributes["format_version"] = FORMAT_VERSION
         self._attributes["fingerprint"] = self._fingerprint(identity)
 
         os.makedirs(_folder(self.path), exist_ok=True)
@@ -110,6 +116,7 @@ class CacheWriter:
                 self.committed = int(file["committed"][0])
                 self._values = file["values"].id.get_offset()
                 self._mean = file["mean"].id.get_offset()
+                self._checksums = file["checksums"].id.get_offset()
                 self._committed = file["committed"].id.get_offset()
         except BaseException:
             os.close(self._fd)
@@ -149,20 +156,34 @@ class CacheWriter:
                 f"finite in {self._dtype}: beyond its range, or the teacher's weights "
                 "are broken. Try --dtype bfloat16 or float32, or another layer"
             )
-        _pwrite(self._fd, states, self._values + start * self._state_bytes)
+        write_all(self._fd, as_bytes(states), self._values + start * self._state_bytes)
+        counts = [b - a for a, b in pairwise(self._offsets[first : last + 1])]
+        checksums = [checksum(text) for text in states.split(counts)]
+        write_all(
+            self._fd, as_bytes(torch.tensor(checksums)), self._checksums + 8 * first
+        )
         # In this order, so that `committed` is true after a power cut as well.
         os.fsync(self._fd)
-        _pwrite(self._fd, torch.tensor([last]), self._committed)
+        write_all(self._fd, as_bytes(torch.tensor([last])), self._committed)
         self.committed = last
 
     def finish(self):
-        """Store the mean of all states and give the cache its name."""
+        """Store the mean of all states, seal the cache and give it its name.
+
+        Raises
+        ------
+        ValueError
+            If texts are missing.
+        OSError
+            If the file does not give back what was written.
+        """
         if self.committed != len(self._texts):
             raise ValueError(
                 f"{self.partial}: {self.committed:,} of {len(self._texts):,} texts "
                 "written, so the cache cannot be finished. Append the others first"
             )
-        _pwrite(self._fd, self._compute_mean(), self._mean)
+        write_all(self._fd, as_bytes(self._compute_mean()), self._mean)
+        write_seal(self._fd, self._values, self._offsets[-1] * self._state_bytes)
         os.fsync(self._fd)
         os.replace(self.partial, self.path)
         _fsync_folder(self.path)
@@ -177,9 +198,25 @@ class CacheWriter:
         """Whether the partial file is a beginning of this very cache."""
         if os.fstat(self._fd).st_size == 0:
             return False
-        with open_hdf5(self.partial) as file:
-            before = attributes_of(file)
-        if before["fingerprint"] == self._attributes["fingerprint"]:
+        try:
+            with open_hdf5(self.partial) as file:
+                before = attributes_of(file)
+                same = all(
+                    before.get(name) == self._attributes[name]
+                    for name in ("fingerprint", *identity)
+                )
+                # The seal comes last, so an index that was damaged since would get one.
+                if same and not self._has_index(file):
+                    raise ValueError("its index is not the one that was written")
+        # All that h5py raises, depending on which of HDF5's structures is damaged.
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            if overwrite:
+                return False
+            raise OSError(
+                f"{self.partial} is damaged ({error}) and cannot be continued. Discard "
+                "it with --overwrite True"
+            ) from error
+        if same:
             return True
         if overwrite:
             return False
@@ -213,29 +250,43 @@ class CacheWriter:
         os.close(self._fd)
         self._fd = fd
 
+    def _index(self):
+        """What is known of a cache before its states: dataset by name, as lists."""
+        number = {text: i for i, text in enumerate(self._texts)}
+        index = {
+            "ids": [utt_id.encode() for utt_id in self._utterances],
+            "text_index": [number[text] for text in self._utterances.values()],
+            "text_hash": [text_hash(text) for text in self._texts],
+            "offsets": self._offsets,
+        }
+        return {**index, "part_rows": self._part_rows} if self._part_rows else index
+
+    def _has_index(self, file):
+        """Whether an HDF5 file holds it, and a count that may be."""
+        committed = int(own_dataset(file, "committed")[0])
+        return 0 <= committed <= len(self._texts) and all(
+            own_dataset(file, name)[...].tolist() == data
+            for name, data in self._index().items()
+        )
+
     def _write_hdf5(self, path):
-        """The index, and room for states, mean and count."""
-        index = {text: i for i, text in enumerate(self._texts)}
-        ids = [utt_id.encode() for utt_id in self._utterances]
-        id_type = h5py.string_dtype("utf-8", max(map(len, ids)))
+        """The index, and room for states, mean, checksums and count."""
         values_shape = (self._offsets[-1], *self._shape)
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", userblock_size=SEAL_BYTES) as file:
             file.attrs.update(self._attributes)
-            file.create_dataset("ids", data=ids, dtype=id_type)
-            file["text_index"] = [index[text] for text in self._utterances.values()]
-            file["text_hash"] = [text_hash(text) for text in self._texts]
-            file["offsets"] = self._offsets
-            if self._part_rows:
-                file["part_rows"] = self._part_rows
+            for name, data in self._index().items():
+                dtype = None
+                if name == "ids":
+                    dtype = h5py.string_dtype("utf-8", max(map(len, data)))
+                file.create_dataset(name, data=data, dtype=dtype)
             _reserve(file, "values", values_shape, self._file_dtype)
             _reserve(file, "mean", self._shape, "<f4")
+            _reserve(file, "checksums", (len(self._texts),), "<i8")
             _reserve(file, "committed", (1,), "<i8")
             file["committed"][0] = 0
 
     def _fingerprint(self, identity):
-        lengths = [
-            b - a for a, b in zip(self._offsets, self._offsets[1:], strict=False)
-        ]
+        lengths = [b - a for a, b in pairwise(self._offsets)]
         layout = list(zip(self._texts, lengths, strict=True))
         content = (identity, self._shape, layout, list(self._utterances.items()))
         if self._part_rows:
@@ -245,11 +296,18 @@ class CacheWriter:
     def _compute_mean(self):
         """From the file, so that an interruption does not change it."""
         total = torch.zeros(self._shape, dtype=torch.float64)
-        for start in range(0, self._offsets[-1], MEAN_BLOCK):
-            count = min(MEAN_BLOCK, self._offsets[-1] - start)
-            states = torch.empty((count, *self._shape), dtype=self._dtype)
+        with open_hdf5(self.partial) as file:
+            checksums = file["checksums"][...].tolist()
+        for text, (start, stop) in enumerate(pairwise(self._offsets)):
             address = self._values + start * self._state_bytes
-            os.preadv(self._fd, [as_bytes(states)], address)
+            shape = (stop - start, *self._shape)
+            states = read_states(self._fd, address, shape, self._dtype, checksums[text])
+            if states is None:
+                raise OSError(
+                    f"{self.partial}: the states of {self._utterance_with(text)} are "
+                    f"not those that were written: a bad disk? Remove {self.partial} "
+                    "and build again, on another disk with --cache"
+                )
             total += states.sum(0, dtype=torch.float64)
         return (total / self._offsets[-1]).float()
 
@@ -285,14 +343,6 @@ def _reserve(file, name, shape, dtype):
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     file.create_dataset(name, shape, dtype, dcpl=plist)
-
-
-def _pwrite(fd, tensor, address):
-    """Positioned write of a tensor; one call writes 2 GB at most."""
-    data = memoryview(as_bytes(tensor)).cast("B")
-    while data:
-        written = os.pwrite(fd, data, address)
-        data, address = data[written:], address + written
 
 
 def _fsync_folder(path):

@@ -67,7 +67,7 @@ class TextTeacher(torch.nn.Module):
     Raises
     ------
     FileNotFoundError
-        If source looks like a path and is no folder.
+        If source looks like a path and is no folder, or a folder without tokenizer.
     ValueError
         If the checkpoint lacks weights, a layer does not exist, or the tokenizer gives
         no character offsets or no end-of-sentence piece.
@@ -99,6 +99,8 @@ class TextTeacher(torch.nn.Module):
         one_layer = isinstance(self.layer, int)
         self.state_shape = (width,) if one_layer else (len(self.layer), width)
         self._num_before, self._num_after = _special_pieces(self.tokenizer, source)
+        self._special = set(self.tokenizer.all_special_ids)
+        self._unknown = self.tokenizer.unk_token_id
         self._max_pieces = _max_pieces(self.encoder, self.tokenizer)
         self.device = torch.device(device)
         self.requires_grad_(False).eval().to(self.device)
@@ -128,14 +130,17 @@ class TextTeacher(torch.nn.Module):
         Raises
         ------
         ValueError
-            If a text is longer than the teacher can read or cannot be aligned. Names
-            the utterance.
+            If a text is longer than the teacher can read, cannot be aligned, or spells
+            a special piece of the teacher. Names the utterance.
         """
         # A tokenizer in Rust is fastest on lists, which are bounded to bound memory.
         aligned, block, names = [], 1024, list(texts)
         for start in range(0, len(names), block):
             some = names[start : start + block]
-            pieces = self.tokenizer(some, return_offsets_mapping=True)
+            # "[MASK]" in a transcript is six characters, not the mask.
+            pieces = self.tokenizer(
+                some, return_offsets_mapping=True, split_special_tokens=True
+            )
             for text, ids, spans in zip(
                 some, pieces["input_ids"], pieces["offset_mapping"], strict=True
             ):
@@ -150,6 +155,7 @@ class TextTeacher(torch.nn.Module):
                 "use another teacher"
             )
         spans = spans[self._num_before : len(ids) - self._num_after]
+        self._check_special(text, utt_id, ids[self._num_before :], spans)
         ranges = align(token_spans(tokenizer, text, utt_id), spans)
         return AlignedText(
             text,
@@ -157,6 +163,43 @@ class TextTeacher(torch.nn.Module):
             torch.tensor(ids, dtype=torch.int32),
             torch.tensor(ranges, dtype=torch.int32) + self._num_before,
         )
+
+    def _check_special(self, text, utt_id, ids, spans):
+        """Some vocabularies find their special pieces in split text as well."""
+        for piece, (start, end) in zip(ids, spans, strict=False):
+            if piece not in self._special:
+                continue
+            spelt = text[start:end].strip()
+            if piece == self._unknown and spelt != self.tokenizer.unk_token:
+                continue
+            raise ValueError(
+                f"utterance {utt_id}: {spelt!r} in {text[:40]!r} is a special piece of "
+                f"the teacher {self.source}, whose states would mean something else. "
+                "Take it out of the transcript"
+            )
+
+    def count_unknown(self, texts):
+        """Pieces of which the teacher knows nothing.
+
+        Arguments
+        ---------
+        texts : list of AlignedText
+            From `align`.
+
+        Returns
+        -------
+        unknown, total : int
+            Pieces that are its unknown token, and all but those around a text.
+        example : AlignedText or None
+            The shortest text that has one.
+        """
+        unknown, total, example = 0, 0, None
+        for a in texts:  # longest first
+            pieces = a.piece_ids.tolist()[self._num_before :]
+            found = pieces.count(self._unknown)
+            unknown, total = unknown + found, total + len(pieces) - self._num_after
+            example = a if found else example
+        return unknown, total, example
 
     @torch.inference_mode()
     def forward(self, texts):
@@ -236,6 +279,13 @@ def _load_tokenizer(source):
         )
     # Before the first call, which writes padding into the rules.
     rules = tokenizer.backend_tokenizer.to_str()
+    # Without its files, transformers makes one of the special pieces alone.
+    files = sorted(set(tokenizer.vocab_files_names.values()))
+    if os.path.isdir(source) and not {*files} & {*os.listdir(source)}:
+        raise FileNotFoundError(
+            f"teacher folder {source} has no tokenizer ({', '.join(files)}), so every "
+            "word would be unknown: copy the files of the model's tokenizer into it"
+        )
     return tokenizer, hashlib.sha256(rules.encode()).hexdigest()[:16]
 
 

@@ -8,11 +8,10 @@ CTC blank, the begin and the end of a sentence, and the unknown token.
 import collections
 import hashlib
 import io
-import os
 import pathlib
 import re
-import tempfile
 
+from cif_lobes.atomic_files import atomic_open
 from cif_lobes.text import normalize
 
 BLANK, BOS, EOS, UNK = range(4)
@@ -58,9 +57,9 @@ class Tokenizer:
         """
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(
-                self.path, self._train([self.normalize(t) for t in texts])
-            )
+            vocabulary = self._train([self.normalize(t) for t in texts])
+            with atomic_open(self.path, "wb") as file:
+                file.write(vocabulary)
         self._load_once()
         return self
 
@@ -356,10 +355,3 @@ def _most_frequent(symbols, vocab_size):
     counts = collections.Counter(symbols)
     ranked = sorted(counts, key=lambda s: (-counts[s], s))
     return "".join(f"{s}\n" for s in ranked[: vocab_size - len(SPECIALS)]).encode()
-
-
-def _write_atomically(path, data):
-    """A reader, or a second process, sees the whole file or none."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)

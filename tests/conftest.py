@@ -72,12 +72,12 @@ TINY = {
     "number_of_epochs": 2,
     "num_checkpoints": 2,
     "batch_seconds": 10,
+    "device_batch_seconds": 10,
     "eval_batch_seconds": 10,
     "num_buckets": 3,
     "num_workers": 0,
-    "warmup_steps": 20,
-    "hold_steps": 100,
-    "decay_steps": 100,
+    "warmup": 0.1,
+    "hold": 0.5,
     "lr": 2e-3,
 }
 

@@ -119,7 +119,7 @@ def test_help_follows_the_yaml(capsys, argv):
     keys = f"{keys} betas note lm splits amp".split()
     assert options[: len(keys)] == [f"--{key}" for key in keys]
     run_options = options[len(keys) :]
-    assert "--device" in run_options and "--grad_accumulation_factor" in run_options
+    assert "--device" in run_options and "--nonfinite_patience" in run_options
     assert "--precision" not in run_options  # the yaml's default holds
     assert "Training" in lines and "what you will change first" in lines
     assert lines.index("Training") < lines.index("Run options of SpeechBrain")

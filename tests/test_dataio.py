@@ -71,12 +71,12 @@ def test_items(tones):
 
 def test_training_batches_hold_every_utterance_once(tones):
     dataset, _ = tones
-    options = train_loader_options(dataset, 4.0, 5, "random", 1, 0)
+    options = train_loader_options(dataset, 4.0, 4.0, 5, "random", 1, 0)
     sampler = options["batch_sampler"]
     orders = []
     for epoch in (1, 2, 1):
         sampler.set_epoch(epoch)
-        batches = list(sampler._batches)
+        batches = list(sampler)
         assert sorted(i for b in batches for i in b) == list(range(len(dataset)))
         orders.append(batches)
     assert orders[0] == orders[2] != orders[1]
@@ -84,15 +84,20 @@ def test_training_batches_hold_every_utterance_once(tones):
 
 def test_batches_stay_below_the_limit(tones):
     dataset, _ = tones
-    sampler = train_loader_options(dataset, 4.0, 5, "random", 1, 0)["batch_sampler"]
+    sampler = train_loader_options(dataset, 4.0, 4.0, 5, "random", 1, 0)[
+        "batch_sampler"
+    ]
     durations = [dataset.data[i]["duration"] for i in dataset.data_ids]
     for batch in sampler:
         assert len(batch) * max(durations[i] for i in batch) <= 4.0 + 1e-6
 
 
 def test_a_limit_below_the_longest_utterance(tones):
-    with pytest.raises(ValueError, match="less than the longest training utterance"):
-        train_loader_options(tones[0], 0.5, 5, "random", 1, 0)
+    with pytest.raises(
+        ValueError,
+        match=r"device_batch_seconds 0.5 is less than the longest training utterance, utt",
+    ):
+        train_loader_options(tones[0], 4.0, 0.5, 5, "random", 1, 0)
 
 
 def test_evaluation_batches_hold_every_utterance_once(tones):

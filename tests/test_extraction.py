@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import load_module
+from tiny_cache import change_states
 from tiny_teacher import make_teacher
 
 from cif_lobes import extraction
@@ -24,7 +25,7 @@ from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teachers import TextTeacher
 
 ROOT = pathlib.Path(__file__).parents[1]
-TEXTS = ["今天天气好", "买房吗", "城市的电视", "买 iPhone 吗", "今天天气好", "Ａ３６"]
+TEXTS = ["今天天气好", "买房吗", "城市的电视", "买 iPhone 吗", "今天天气好", "ＴＶ"]
 YAML = """# Teacher states.
 teacher: {folder}/teacher  # folder
 layer: -1  # layer or list of layers
@@ -89,7 +90,7 @@ def test_the_cache_holds_the_teachers_states_of_normalised_text(folder, capsys):
         "城市的电视",
         "买iphone吗",
         "今天天气好",
-        "a36",
+        "tv",
     ]
     for utt_id, text in zip(cache, normalized, strict=True):
         assert len(cache[utt_id]) == len(text) + 1
@@ -145,6 +146,21 @@ def test_a_changed_manifest_tokenizer_or_teacher_is_noticed(folder, tmp_path):
         run(folder)
 
 
+def test_a_teacher_that_knows_no_word_is_refused(folder):
+    write_texts(folder, ["今天", "the dog", "a"])
+    message = r"2 of 5 pieces .*40.00%\) .*unknown token, as in 'a' \(utterance u0002\)"
+    with pytest.raises(ValueError, match=f"{message}; at most 5% may be. Take a teach"):
+        run(folder, language="en")
+    assert not (folder / "bert.h5").exists()
+
+
+def test_a_few_unknown_pieces_are_reported(folder, capsys):
+    write_texts(folder, ["今天天气好" * 10, "龘"])
+    run(folder)
+    assert "1 of 51 pieces of the transcripts (1.96%)" in capsys.readouterr().out
+    assert len(TeacherCache(folder / "bert.h5")) == 2
+
+
 def test_ids_must_be_unique_over_all_manifests(folder):
     write_texts(folder, ["好"], "more.csv")
     manifests = [str(folder / "train.csv"), str(folder / "more.csv")]
@@ -157,15 +173,29 @@ def test_ids_must_be_unique_over_all_manifests(folder):
 def test_verify_accepts_what_build_made(folder, capsys, layer, dtype):
     run(folder, layer=layer, dtype=dtype)
     run(folder, "verify", layer=layer, dtype=dtype)
-    assert "6 of 6 utterances; 5 computed again" in capsys.readouterr().out
+    assert "6 of 6 utterances; all read; 5 computed again" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", [1.0, float("nan")])
-def test_verify_finds_a_wrong_state(folder, damage):
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_verify_finds_a_wrong_state(folder, wrong):
+    """Not what the teacher says, though the file is sound."""
     run(folder)
+
+    def change(values):
+        values[-1] += wrong
+        return values
+
+    change_states(folder / "bert.h5", change)
+    with pytest.raises(ValueError, match="a state of utterance u0.*at most .*rounding"):
+        run(folder, "verify")
+
+
+def test_verify_reads_what_it_does_not_compute_again(folder, monkeypatch):
+    run(folder)
+    monkeypatch.setattr(extraction, "SAMPLE", 1)
     with h5py.File(folder / "bert.h5", "a") as file:
-        file["values"][-1] += damage
-    with pytest.raises(ValueError, match="a state of utterance u0.* is damaged"):
+        file["values"][...] += 1
+    with pytest.raises(OSError, match="are not those that were written"):
         run(folder, "verify")
 
 
@@ -204,8 +234,7 @@ def test_inspect_says_what_regression_costs_without_learning(folder, capsys):
 
 def test_inspect_says_when_all_states_look_alike(folder, capsys):
     run(folder, layer=0)
-    with h5py.File(folder / "bert.h5", "a") as file:
-        file["values"][...] = file["values"][...] + 20
+    change_states(folder / "bert.h5", lambda values: values + 20)
     run(folder, "inspect")
     assert "nearly collapsed: centre" in capsys.readouterr().out
 

@@ -7,10 +7,10 @@ import subprocess
 import pytest
 import torch
 from conftest import ROOT, last_checkpoint
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_hubert import TEACHER, distil_arguments, make_student
 
+from cif_lobes.checkpoints import SafeCheckpointer
 from cif_lobes.dataio import train_loader_options
 from cif_lobes.fithubert_brain import (
     FitHuBERTBrain,
@@ -19,6 +19,7 @@ from cif_lobes.fithubert_brain import (
     make_brain,
 )
 from cif_lobes.ledger import Ledger
+from cif_lobes.schedules import RiseAndFall
 from cif_lobes.speech_teachers import SpeechTeacher
 
 # --- the loss ---
@@ -93,9 +94,8 @@ def train_tiny(corpus, folder, student, epochs=4):
         "output_folder": folder,
         "modules": {"student": student},
         "optimizer": lambda p: torch.optim.AdamW(p, 0.01, (0.9, 0.98), 1e-6),
-        "checkpointer": Checkpointer(folder / "save", {"counter": counter}),
-        "lr": 0.01,
-        "warmup": 0.25,
+        "checkpointer": SafeCheckpointer(folder / "save", {"counter": counter}),
+        "lr_scheduler": RiseAndFall(0.01, 0.25),
         "number_of_epochs": epochs,
         "hint_weight": 0.1,
         "num_checkpoints": 1,
@@ -104,7 +104,7 @@ def train_tiny(corpus, folder, student, epochs=4):
     }
     options = {"device": "cpu", "noprogressbar": True}
     brain = make_brain(hparams, options, SpeechTeacher(TEACHER))
-    loader = train_loader_options(train, 6, 2, "random", 1, 0)
+    loader = train_loader_options(train, 6, 6, 2, "random", 1, 0)
     brain.fit(counter, train, valid, train_loader_kwargs=loader)
     return brain
 

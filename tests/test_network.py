@@ -5,6 +5,7 @@ import pathlib
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.lobes.features import Fbank
 
 from cif_lobes.decoder import MAX_TOKENS, CIFDecoder, DecoderState
 from cif_lobes.encoder import ConformerEncoder
@@ -105,6 +106,17 @@ def test_features_alone_equal_in_a_batch():
         torch.testing.assert_close(
             together[b, : x_lengths[b]], alone[0], atol=1e-4, rtol=1e-4
         )
+
+
+def test_filters_and_window_are_those_of_speechbrain_and_move_with_the_module():
+    """And are in no checkpoint, as there."""
+    features, original = LogMel(n_mels=40), Fbank(n_fft=400, n_mels=40)
+    wave = torch.randn(2, 8000)
+    original.compute_STFT.center = False
+    assert torch.equal(features.fbank(wave), original(wave))
+    assert features.fbank.state_dict().keys() == original.state_dict().keys()
+    assert features.double().fbank.compute_fbanks.filters.dtype == torch.float64
+    assert features.fbank.compute_STFT.window.dtype == torch.float64
 
 
 def test_silence_has_finite_features():

@@ -74,7 +74,10 @@ def place(tmp_path_factory):
     make_teacher(
         place / "models/bert-base-chinese",
         width=16,
-        vocab=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PITCH),
+        vocab=[
+            *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+            *(f"{mark}{letter}" for mark in ("", "##") for letter in PITCH),
+        ],
     )
     make_hubert(place / "models/hubert-base-ls960")
     for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
@@ -99,8 +102,6 @@ def in_place(command, place):
         if "cif_fithubert" in command:
             del settings["n_mels"], settings["conv_channels"]
         words += [p for k, v in settings.items() for p in (f"--{k}", str(v))]
-        if "cif_hieradist" in command:
-            words += ["--teacher_width", "16"]
     if any(w.endswith("train_lm.py") for w in words):
         words += "--vocab_size 12 --d_model 16 --num_layers 1 --d_ffn 16".split()
         words += "--number_of_epochs 1 --device cpu".split()

@@ -1,11 +1,13 @@
 """What a run says about itself, when it goes on elsewhere and when it is cut off."""
 
+import errno
 import json
 import sys
 
 import pytest
 
 from cif_lobes import run_record
+from cif_lobes.atomic_files import DiskFull
 from cif_lobes.run_record import RunRecord
 
 
@@ -43,13 +45,12 @@ def test_an_epoch_that_cannot_be_written_loses_none(tmp_path, monkeypatch):
     stage = {"loss": 1.0, "losses": {}, "seconds": 1.0}
     record.epoch(1, 3, 0.1, 10, stage, stage, "")
 
-    def full(self, text, **kwargs):
-        with open(self, "w") as file:
-            file.write(text[:20])
-        raise OSError("No space left on device")
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiskFull, match=f"no room to write in {tmp_path}: free are"):
         record.epoch(2, 3, 0.1, 20, stage, stage, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["epochs.jsonl"]
     assert [e["epoch"] for e in record.epochs()] == [1]
     assert json.loads((tmp_path / "epochs.jsonl").read_text())["updates"] == 10

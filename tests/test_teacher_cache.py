@@ -12,6 +12,7 @@ import h5py
 import pytest
 import torch
 
+from cif_lobes.cache_checks import write_seal
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
 
@@ -61,6 +62,25 @@ def test_states_come_back_rounded_once(tmp_path, dtype, shape):
     everything = torch.cat([states_of(text, shape) for text in TEXTS])
     torch.testing.assert_close(cache.mean, everything.mean(0), atol=1e-2, rtol=0)
     assert cache.shape == shape
+
+
+def test_some_layers_in_any_order(tmp_path):
+    cache = write(tmp_path / "bert.h5", shape=(3, H), layer=[4, 8, 12])
+    all_states, all_means = cache["b"], cache.mean
+    cache.use_layers([12, 4])
+    for reader in (cache, pickle.loads(pickle.dumps(cache))):
+        assert torch.equal(reader["b"], all_states[:, [2, 0]])
+        assert torch.equal(reader.mean, all_means[[2, 0]]) and reader.shape == (2, H)
+    one = write(tmp_path / "one.h5")
+    one.use_layers(12)
+    assert one.shape == (H,) and one["a"].shape == (5, H)
+
+
+@pytest.mark.parametrize("wanted", [[4, 6], 6, []])
+def test_a_layer_that_is_not_there(tmp_path, wanted):
+    cache = write(tmp_path / "bert.h5", shape=(3, H), layer=[4, 8, 12])
+    with pytest.raises(ValueError, match=r"has layer \[4, 8, 12\] of the teacher"):
+        cache.use_layers(wanted)
 
 
 def test_equal_transcripts_are_stored_once(tmp_path):
@@ -140,18 +160,117 @@ def test_a_missing_an_unfinished_and_a_damaged_file_are_told_apart(tmp_path):
     with pytest.raises(FileNotFoundError, match="bert.h5.partial is there"):
         TeacherCache(path)
     os.rename(f"{path}.partial", path)
-    with pytest.raises(OSError, match="has 0 of 4 texts: an unfinished build"):
+    with pytest.raises(OSError, match="has no seal: an unfinished build was renamed"):
         TeacherCache(path)
     cache = write(path, overwrite=True)
     os.truncate(path, os.path.getsize(path) - 100)
-    with pytest.raises(OSError, match="bert.h5 cannot be read .* was truncated"):
+    with pytest.raises(OSError, match="bert.h5 is damaged .*interrupted copy. Copy it"):
         TeacherCache(path)
     os.truncate(path, 3000)
-    with pytest.raises(OSError, match="ends before the states of a"):
+    with pytest.raises(
+        OSError, match="the states of a are not those that were written"
+    ):
         cache["a"]
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(OSError, match="bert.h5 cannot be read .*: it is no HDF5 file"):
+        TeacherCache(path)
+
+
+@pytest.mark.parametrize("version", [None, 1])
+def test_another_format_is_refused_with_its_own_command(tmp_path, version):
+    path = tmp_path / "bert.h5"
     with h5py.File(path, "w") as file:
         file["feats"] = [1.0]
-    with pytest.raises(OSError, match="format_version None, this program reads 1"):
+        if version:
+            file.attrs.update(format_version=version, command="python x.py mine.yaml")
+    command = "python x.py mine.yaml" if version else "python extract_teacher.py build"
+    message = f"format_version {version}, this program reads 2.*Run: {command}"
+    with pytest.raises(OSError, match=message):
+        TeacherCache(path)
+
+
+# --- damage ---
+
+
+def read_all(path):
+    """All that a training reads of a cache."""
+    cache = TeacherCache(path)
+    states = {utt_id: cache[utt_id] for utt_id in cache}
+    return states, cache.mean, cache.attributes, cache.problems(UTTERANCES)
+
+
+def damage(path, start, new):
+    """Write bytes over a file."""
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(new)
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    path, rng = tmp_path / "bert.h5", random.Random(0)
+    write(path)
+    sound = path.read_bytes()
+    for _ in range(200):
+        position = rng.randrange(len(sound))
+        damage(path, position, bytes([sound[position] ^ 1 << rng.randrange(8)]))
+        with pytest.raises(OSError, match="bert.h5.*Copy it again, or "):
+            read_all(path)
+        damage(path, position, sound[position : position + 1])
+    read_all(path)
+
+
+def test_a_lost_block_names_the_utterance_and_the_remedy(tmp_path):
+    path = tmp_path / "bert.h5"
+    shape = (100, H)
+    cache = write(path, shape=shape)
+    with h5py.File(path) as file:
+        address = file["values"].id.get_offset()
+    damage(path, address, bytes(4096))
+    with pytest.raises(OSError) as error:
+        cache["b"]
+    for part in (str(path), "states of b", "Copy it again", "--overwrite True"):
+        assert part in str(error.value)
+    # The others are read on.
+    assert torch.equal(cache["a"], states_of("same", shape).half())
+
+
+def test_a_worker_says_what_is_damaged(tmp_path):
+    path = tmp_path / "bert.h5"
+    rows = Rows(write(path))
+    with h5py.File(path) as file:
+        damage(path, file["values"].id.get_offset() + 2 * H, b"\x7f")
+    loader = torch.utils.data.DataLoader(rows, num_workers=1)
+    with pytest.raises(OSError, match="states of b are not .*--overwrite True"):
+        list(loader)
+
+
+def point_elsewhere(file, name, how, other):
+    """Replace a dataset by one whose numbers lie in another file."""
+    old = file[name]
+    shape, dtype = old.shape, old.dtype
+    del file[name]
+    if how == "external storage":
+        file.create_dataset(name, shape, dtype, external=[(other, 0, 10**6)])
+    elif how == "virtual":
+        layout = h5py.VirtualLayout(shape, dtype)
+        layout[...] = h5py.VirtualSource(other, name, shape)
+        file.create_virtual_dataset(name, layout)
+    else:
+        file[name] = h5py.ExternalLink(other, name)
+
+
+@pytest.mark.parametrize("how", ["external storage", "virtual", "external link"])
+@pytest.mark.parametrize("name", ["values", "mean", "ids", "checksums"])
+def test_a_forged_cache_reads_no_other_file(tmp_path, name, how):
+    path, other = tmp_path / "bert.h5", tmp_path / "other.h5"
+    write(other)
+    write(path)
+    with h5py.File(path, "r+") as file:
+        values = file["values"].id.get_offset(), file["values"].nbytes
+        point_elsewhere(file, name, how, str(other))
+    with open(path, "r+b") as file:
+        write_seal(file.fileno(), *values)
+    with pytest.raises(OSError, match=f"'{name}' is no dataset of its own"):
         TeacherCache(path)
 
 
@@ -201,6 +320,24 @@ def test_an_interrupted_build_of_something_else_is_not_continued(tmp_path):
         assert writer.committed == 1
     with open_writer(path, layer=8, overwrite=True) as writer:
         assert writer.committed == 0
+
+
+def test_damage_to_an_unfinished_build_does_not_get_a_seal(tmp_path):
+    path, partial = tmp_path / "bert.h5", tmp_path / "bert.h5.partial"
+    for name in ("values", "ids", "committed"):
+        with open_writer(path, overwrite=True) as writer:
+            writer.append(states_of("longest"), num_texts=1)
+        with h5py.File(partial) as file:
+            start = file[name].id.get_offset()
+        damage(partial, start, b"\x7f")
+        if name != "values":
+            with pytest.raises(OSError, match="partial is damaged .*--overwrite True"):
+                open_writer(path)
+            continue
+        with pytest.raises(OSError, match="states of b are not .*Remove .*partial"):
+            write(path)
+        partial.unlink()
+    write(path, overwrite=True)
 
 
 def test_two_builds_of_one_cache_do_not_mix(tmp_path):

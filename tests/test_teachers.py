@@ -1,5 +1,7 @@
 """A frozen teacher gives one state per recognition token, whatever the text."""
 
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -254,6 +256,43 @@ def test_a_layer_that_does_not_exist(folder, layer):
 def test_a_folder_that_does_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         TextTeacher(tmp_path / "nowhere")
+
+
+def test_a_folder_without_tokenizer_is_refused(folder, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(f"{folder}/{name}", tmp_path)
+    message = r"no tokenizer \(tokenizer.json, vocab.txt\).*copy the files"
+    with pytest.raises(FileNotFoundError, match=message):
+        TextTeacher(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["今[SEP]天", "[MASK]", "the [UNK] cat", "[CLS]"])
+def test_special_pieces_in_a_transcript_are_its_characters(teacher, text):
+    (aligned,) = teacher.align({text: "u1"}, characters)
+    special = set(teacher.tokenizer.all_special_ids) - {teacher.tokenizer.unk_token_id}
+    assert not special & set(aligned.piece_ids[1:-1].tolist())
+    assert teacher.count_unknown([aligned])[0] >= 3  # [ MASK ]
+
+
+def make_t5(folder):
+    """A Unigram vocabulary, in which special pieces are pieces like any other."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    pieces += [(letter, -3.0) for letter in "<>/sunkcat"]
+    transformers.T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
+    config = transformers.T5Config(
+        vocab_size=len(pieces), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2
+    )
+    transformers.T5Model(config).save_pretrained(folder)
+    return TextTeacher(folder)
+
+
+@pytest.mark.parametrize("special", ["</s>", "<unk>"])
+def test_special_pieces_that_cannot_be_told_from_text_are_refused(tmp_path, special):
+    teacher = make_t5(tmp_path)
+    (aligned,) = teacher.align({"cat x": "u1"}, characters)
+    assert teacher.count_unknown([aligned]) == (1, 6, aligned)
+    with pytest.raises(ValueError, match=f"utterance u2: '{special}' in 'a{special}'"):
+        teacher.align({f"a{special}": "u2"}, characters)
 
 
 def test_missing_weights_are_not_made_up(folder, teacher, tmp_path):

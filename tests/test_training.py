@@ -13,7 +13,8 @@ from conftest import ROOT, last_checkpoint, tiny_arguments, train, write_corpus
 
 from cif_lobes import recognizer_brain
 from cif_lobes.dataio import make_dataset
-from cif_lobes.experiment import load_run, manifest_paths, score
+from cif_lobes.evaluation import score
+from cif_lobes.experiment import load_run, manifest_paths
 
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
@@ -34,6 +35,22 @@ def evaluate(run, *arguments):
     """Run evaluate.py; return what it printed."""
     command = [sys.executable, str(ROOT / "evaluate.py"), str(run), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def stop_in_epoch(number, arguments):
+    """Train until this epoch begins, then press Ctrl-C."""
+    script = str(ROOT / "recipes/AISHELL-1/train.py")
+    process = subprocess.Popen(
+        [sys.executable, script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in process.stdout:
+        if f"Going into epoch {number}" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
 
 
 def test_it_learns_and_says_what_it_did(trained):
@@ -167,18 +184,7 @@ def test_resuming_equals_running_through(corpus, tmp_path):
     train(through)
     resumed = tiny_arguments(corpus, tmp_path / "b", **settings, ckpt_interval_steps=1)
     resumed += ["--ckpt_interval_minutes", "0"]
-    script = str(ROOT / "recipes/AISHELL-1/train.py")
-    process = subprocess.Popen(
-        [sys.executable, script, *resumed],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    for line in process.stdout:
-        if "Going into epoch 2" in line:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
+    stop_in_epoch(2, resumed)
     assert len(epochs(tmp_path / "b/run")) < 3
     train(resumed)
     assert epochs(tmp_path / "a/run") == epochs(tmp_path / "b/run")
@@ -224,22 +230,51 @@ def test_torchrun_stops_as_one_and_goes_on(corpus, tmp_path):
     assert epochs(tmp_path / "run")[: len(done)] == done
 
 
-@pytest.mark.slow
-def test_torchrun_equals_one_process(corpus, tmp_path):
-    """Two processes, or one that accumulates two batches: the same losses."""
-    settings = {**EXACT, "freq_masks": 0, "time_masks": 0, "batch_seconds": 5}
-    one = tiny_arguments(
-        corpus, tmp_path / "one", **settings, grad_accumulation_factor=2
-    )
-    two = tiny_arguments(corpus, tmp_path / "two", **settings)
-    train(one)
-    train([*two, "--distributed_backend", "gloo"], processes=2)
-    for a, b in zip(
-        epochs(tmp_path / "one/run"), epochs(tmp_path / "two/run"), strict=True
-    ):
+# No random numbers: they depend on the number of processes.
+SAME = {**EXACT, "freq_masks": 0, "time_masks": 0, "number_of_epochs": 3}
+
+
+def assert_same_losses(expected, got):
+    """To rounding, with as many updates at the same learning rates."""
+    for a, b in zip(expected, got, strict=True):
         assert a["updates"] == b["updates"]
-        assert a["train"]["loss"] == pytest.approx(b["train"]["loss"], rel=1e-4)
-        assert a["valid"]["loss"] == pytest.approx(b["valid"]["loss"], rel=1e-4)
+        assert a["learning_rate"] == b["learning_rate"]
+        for stage in ("train", "valid"):
+            assert a[stage]["loss"] == pytest.approx(b[stage]["loss"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(corpus, tmp_path_factory):
+    """Epochs of a run in one process, whose device takes an update at a time."""
+    folder = tmp_path_factory.mktemp("one")
+    train(tiny_arguments(corpus, folder, **SAME))
+    return epochs(folder / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "processes, device_seconds", [(1, 3), (2, 10), (2, 3), (3, 10)]
+)
+def test_the_same_on_any_devices(
+    corpus, tmp_path, one_process, processes, device_seconds
+):
+    """More processes, several passes an update, or both: the same training."""
+    settings = {**SAME, "device_batch_seconds": device_seconds}
+    arguments = tiny_arguments(corpus, tmp_path, **settings)
+    train([*arguments, "--distributed_backend", "gloo"], processes=processes)
+    assert_same_losses(one_process, epochs(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_it_goes_on_with_another_number_of_processes(corpus, tmp_path, one_process):
+    """Stopped within the second epoch of one process, ended by two."""
+    arguments = tiny_arguments(corpus, tmp_path, **SAME)
+    stop_in_epoch(2, arguments)
+    assert len(epochs(tmp_path / "run")) < 3
+    train([*arguments, "--distributed_backend", "gloo"], processes=2)
+    assert_same_losses(one_process, epochs(tmp_path / "run"))
+    commands = json.loads((tmp_path / "run/run.json").read_text())["commands"]
+    assert len(commands) == 2 and "torchrun" in commands[1]
 
 
 @pytest.mark.slow

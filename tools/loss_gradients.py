@@ -18,18 +18,18 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 
 from cif_lobes.dataio import make_dataset
-from cif_lobes.distillation import open_cache
-from cif_lobes.experiment import load_run, manifest_paths
+from cif_lobes.distillation import add_teacher
+from cif_lobes.experiment import load_run, make_brain, manifest_paths
 from cif_lobes.ledger import Ledger
 
 
 def main(arguments):
     """Print the table of a run."""
     # The heads' first updates are not what is asked for.
-    brain, hparams = load_run(arguments.run, {"distil_after": 0})
+    _, hparams = load_run(arguments.run, {"distil_after": 0})
     manifest = manifest_paths(hparams)["train"]
-    cache = open_cache(hparams, manifest)
-    brain.hparams.teacher_mean = cache and cache.mean
+    cache = add_teacher(hparams, manifest)
+    brain = make_brain(hparams, {"device": "cpu"})  # with the teacher's heads
     if not arguments.untrained:
         brain.on_evaluate_start()
     data = make_dataset(manifest, hparams["tokenizer"], hparams["sample_rate"], cache)
@@ -58,7 +58,7 @@ def measure(brain, batch):
     brain.modules.eval()  # without dropout: nothing is drawn but ACD's negatives
     predictions = brain.compute_forward(batch, Stage.VALID)
     losses = brain.losses(predictions, batch, Stage.TRAIN)
-    tokens = predictions.token_lengths.sum()
+    tokens = brain.count_units(predictions)
     norms = {}
     for name, (_, loss) in losses.items():
         norms[name] = {}
