@@ -158,7 +158,14 @@ def fit_tokenizer(hparams, manifest):
     manifest : str
         Training manifest.
     """
-    hparams["tokenizer"].fit(u.wrd for u in read_manifest(manifest))
+    tokenizer = hparams["tokenizer"]
+    tokenizer.fit(u.wrd for u in read_manifest(manifest))
+    found = len(tokenizer.symbols)
+    if found < tokenizer.vocab_size / 2:
+        logger.warning(
+            f"vocab_size is {tokenizer.vocab_size:,}, the vocabulary {tokenizer.path} has "
+            f"{found:,} symbols: the other outputs are never a target. --vocab_size {found}"
+        )
     keep_tokenizer(hparams)
 
 

@@ -23,6 +23,7 @@ from cif_lobes.export import PARAMETERS, open_export, open_run
 from cif_lobes.precision import full_float32
 from cif_lobes.processes import check_device
 from cif_lobes.program import run_program
+from cif_lobes.setting_checks import option_type
 from cif_lobes.transcript import (
     FORMATS,
     PAUSE,
@@ -286,14 +287,24 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         "python -m cif_lobes.inference", description="Recognise recordings."
     )
-    add = parser.add_argument
+    add, seconds = parser.add_argument, option_type(60.0, "seconds")
     add("model", help="output_folder of a training run, or an exported folder")
     add("files", nargs="+", help="audio files")
     add("--format", choices=FORMATS, default="text", help="default: text")
-    add("--beam", type=int, help="hypotheses kept (default: as in the model's yaml)")
-    add("--batch_seconds", type=float, default=60.0, help="seconds of audio in a batch")
-    add("--max_seconds", type=float, default=20.0, help="cut longer files at pauses")
-    add("--device", default="cpu", help="cpu or cuda")
+    add(
+        "--beam",
+        type=option_type(1, "how many"),
+        help="hypotheses kept (default: as in the model's yaml)",
+    )
+    add(
+        "--batch_seconds",
+        type=seconds,
+        default=60.0,
+        help="seconds of audio in a batch",
+    )
+    add("--max_seconds", type=seconds, default=20.0, help="cut longer files at pauses")
+    device = option_type("cpu", "", "device")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     check_format(parser, given)
     if given.max_seconds < 1:

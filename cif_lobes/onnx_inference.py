@@ -19,6 +19,7 @@ import soundfile
 
 from cif_lobes.alignment import FrameClock
 from cif_lobes.program import run_program
+from cif_lobes.setting_checks import option_type
 from cif_lobes.tokens import SPACE
 from cif_lobes.transcript import (
     FORMATS,
@@ -148,7 +149,9 @@ def main(argv=None):
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="default: text"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--threads", type=option_type(1, "how many"), default=1, help="CPU threads"
+    )
     given = parser.parse_args(argv)
     check_format(parser, given)
     try:

@@ -24,6 +24,7 @@ from cif_lobes.manifest import read_manifest
 from cif_lobes.precision import full_float32
 from cif_lobes.processes import check_device
 from cif_lobes.program import run_program
+from cif_lobes.setting_checks import option_type
 
 
 class StreamedToken(NamedTuple):
@@ -207,9 +208,19 @@ def main(argv=None):
     add = parser.add_argument
     add("model", help="output_folder of a training run, or an exported folder")
     add("--csv", required=True, help="utterances to recognise (ID, wav, wrd)")
-    add("--limit", type=int, help="how many of them, from the first on (default: all)")
-    add("--chunk_ms", type=float, default=40.0, help="audio that arrives at once, ms")
-    add("--device", default="cpu", help="cpu or cuda")
+    add(
+        "--limit",
+        type=option_type(1, "how many"),
+        help="how many of them, from the first on (default: all)",
+    )
+    add(
+        "--chunk_ms",
+        type=option_type(40.0, "ms"),
+        default=40.0,
+        help="audio that arrives at once, ms",
+    )
+    device = option_type("cpu", "", "device")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     is_export = pathlib.Path(given.model, PARAMETERS).exists()
     kind = StreamingRecognizer

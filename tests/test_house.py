@@ -25,7 +25,7 @@ LIGHT = {
     "program": set(),
     "safe_yaml": {"ruamel", "hyperpyyaml"},
     "yaml_settings": {"ruamel"},
-    "setting_checks": {"ruamel"},
+    "setting_checks": {"ruamel", "cif_lobes.yaml_settings"},
     "cli": {
         "ruamel",
         "speechbrain",
