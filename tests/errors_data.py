@@ -1,0 +1,47 @@
+"""Bad data, for docs/errors.md."""
+
+import numpy as np
+import soundfile
+
+from cif_lobes.manifest import read_manifest
+from cif_lobes.validation import prepare_own_data
+
+TITLE = "Data"
+
+
+def _csv(folder, *lines, encoding="utf-8"):
+    """A csv beside one good recording, a.wav, of a second."""
+    soundfile.write(folder / "a.wav", np.full(16000, 0.1), 16000)
+    path = folder / "train.csv"
+    path.write_text("\n".join(lines) + "\n", encoding=encoding)
+    return path
+
+
+def _case(*lines, **kwargs):
+    return lambda folder: read_manifest(_csv(folder, *lines, **kwargs))
+
+
+def _own(folder, row, language="en"):
+    """Half of the rows of one's own data cannot be used."""
+    path = _csv(folder, "ID,wav,wrd", "u1,a.wav,hello", row)
+    (folder / "broken.wav").write_bytes(b"RIFF, but no more")
+    (folder / "empty.wav").touch()
+    prepare_own_data({"train": path}, folder / "save", language)
+
+
+def _reject(row):
+    return lambda folder: _own(folder, row)
+
+
+CASES = {
+    "a csv without the column `wrd`": _case("ID,wav", "u1,a.wav"),
+    "a text with a comma and no quotes": _case("ID,wav,wrd", "u1,a.wav,well, no"),
+    "a csv in GBK": _case("ID,wav,wrd", "u1,a.wav,你好", encoding="gbk"),
+    "two rows of one id": _case("ID,wav,wrd", "u1,a.wav,yes", "u1,a.wav,no"),
+    "a recording that is not there": _reject("u2,lost.wav,hello"),
+    "a recording of 0 bytes": _reject("u2,empty.wav,hello"),
+    "a file that is no audio": _reject("u2,broken.wav,hello"),
+    "a row without text": _reject("u2,a.wav,"),
+    "more words than can be spoken": _reject(f"u2,a.wav,{'a ' * 20}"),
+    "`language: fr`": lambda folder: _own(folder, "u2,a.wav,oui", language="fr"),
+}
