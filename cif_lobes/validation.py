@@ -35,7 +35,7 @@ Rejected = collections.namedtuple("Rejected", "ID split wav reason detail")
 class Limits:
     """What an utterance must satisfy to be trained on or scored."""
 
-    language: str  # "zh" or "en": which text normalisation
+    language: str  # "zh", "en" or "none": which text normalisation
     sample_rate: int | None = None  # Hz; None accepts any, resampled when loaded
     min_duration: float = 0.2  # seconds
     max_duration: float = 40.0  # seconds; the longest of LibriSpeech has 35

@@ -1,4 +1,4 @@
-"""The manifest: its file format, the checks, users' own data, and text folding."""
+"""The manifest: its file format, the checks, users' own data."""
 
 import csv
 import dataclasses
@@ -13,7 +13,6 @@ import soundfile
 
 from cif_lobes import manifest, validation
 from cif_lobes.manifest import Utterance
-from cif_lobes.text import normalize
 from cif_lobes.validation import Limits
 
 EN = Limits("en")
@@ -45,33 +44,6 @@ def check_one(u, limits=EN, **kwargs):
 @pytest.fixture
 def good(tmp_path):
     return Utterance("a", None, write_audio(tmp_path / "a.wav"), "s1", "Hello  World")
-
-
-# Text
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        ("ＡＢ股 １２ \u3000涨\tiPhone", "zh", "ab股12涨iphone"),
-        ("他说，好！", "zh", "他说，好！"),
-        ("  IT’S  THE\nDOGS‘ ", "en", "it's the dogs'"),
-    ],
-)
-def test_normalize(text, language, expected):
-    assert normalize(text, language) == expected
-
-
-@pytest.mark.parametrize("language", ["zh", "en"])
-def test_normalize_is_idempotent_on_every_character(language):
-    for code in range(0x20000):  # all characters that have cases or widths
-        once = normalize(f"a{chr(code)}B", language)
-        assert normalize(once, language) == once, hex(code)
-
-
-def test_normalize_refuses_unknown_language():
-    with pytest.raises(ValueError, match="'fr'"):
-        normalize("bonjour", "fr")
 
 
 # Reading and writing
