@@ -26,6 +26,8 @@ def _own(folder, row, language="en"):
     path = _csv(folder, "ID,wav,wrd", "u1,a.wav,hello", row)
     (folder / "broken.wav").write_bytes(b"RIFF, but no more")
     (folder / "empty.wav").touch()
+    whole = (folder / "a.wav").read_bytes()
+    (folder / "half.wav").write_bytes(whole[: len(whole) // 2])
     prepare_own_data({"train": path}, folder / "save", language)
 
 
@@ -33,14 +35,24 @@ def _reject(row):
     return lambda folder: _own(folder, row)
 
 
+def _header_only(folder):
+    path = _csv(folder, "ID,duration,wav,spk_id,wrd")
+    prepare_own_data({"train": path}, folder / "save", "en")
+
+
 CASES = {
+    "no `manifests/train.csv`": lambda f: read_manifest(f / "manifests" / "train.csv"),
+    "a csv of a header only": _header_only,
     "a csv without the column `wrd`": _case("ID,wav", "u1,a.wav"),
     "a text with a comma and no quotes": _case("ID,wav,wrd", "u1,a.wav,well, no"),
     "a csv in GBK": _case("ID,wav,wrd", "u1,a.wav,你好", encoding="gbk"),
+    "start and stop in seconds": _case("ID,wav,wrd,start,stop", "u1,a.wav,hi,0.5,1.0"),
+    "a stretch beyond the end": _case("ID,wav,wrd,offset", "u1,a.wav,hi,7.5"),
     "two rows of one id": _case("ID,wav,wrd", "u1,a.wav,yes", "u1,a.wav,no"),
     "a recording that is not there": _reject("u2,lost.wav,hello"),
     "a recording of 0 bytes": _reject("u2,empty.wav,hello"),
     "a file that is no audio": _reject("u2,broken.wav,hello"),
+    "a wav that breaks off": _reject("u2,half.wav,hello"),
     "a row without text": _reject("u2,a.wav,"),
     "more words than can be spoken": _reject(f"u2,a.wav,{'a ' * 20}"),
     "`language: fr`": lambda folder: _own(folder, "u2,a.wav,oui", language="fr"),

@@ -28,8 +28,20 @@ LIGHT = {
         "speechbrain",
         "cif_lobes.yaml_settings",
     },  # the latter once arguments are known to be good
-    "manifest": {"soundfile", "cif_lobes.atomic_files"},
-    "validation": {"soundfile", "tqdm", "cif_lobes.text", "cif_lobes.manifest"},
+    "audio_files": {"soundfile", "numpy"},
+    "manifest_formats": set(),
+    "manifest": {
+        "soundfile",
+        "cif_lobes.atomic_files",
+        "cif_lobes.audio_files",
+        "cif_lobes.manifest_formats",
+    },
+    "validation": {
+        "soundfile",
+        "tqdm",
+        "cif_lobes.manifest",
+        "cif_lobes.text",
+    },
     "token_alignment": set(),
     "cif": {
         "torch",
