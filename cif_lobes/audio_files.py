@@ -178,5 +178,5 @@ def _fault_of_samples(samples, first, rate):
 def _fault_of_decoding(path, error):
     if not os.path.exists(path):
         return "no such file"
-    said = re.sub(r"^Error opening .*?: ", "", str(error)) or "no further word"
+    said = re.sub(r"^Error (opening .*?)?: ", "", str(error)).rstrip(".")
     return f"it cannot be decoded ({said})"

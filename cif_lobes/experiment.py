@@ -16,6 +16,7 @@ from speechbrain.utils.distributed import (
 )
 
 from cif_lobes.atomic_files import DiskFull
+from cif_lobes.audio_files import UnusableAudio
 from cif_lobes.brain import CIFBrain
 from cif_lobes.dataio import (
     check_tokens,
@@ -33,9 +34,9 @@ from cif_lobes.run_files import (
     kept_tokenizer,
 )
 from cif_lobes.run_lock import lock_run, release_runs
-from cif_lobes.run_record import RunRecord, this_command
+from cif_lobes.run_record import RunRecord, exit_to_resume
 from cif_lobes.scoring import ErrorRate
-from cif_lobes.validation import prepare_own_data
+from cif_lobes.validation import MEMORY, prepare_own_data
 
 logger = logging.getLogger(__name__)
 
@@ -251,15 +252,10 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             valid_loader_kwargs=valid_options,
         )
     except KeyboardInterrupt:
-        folder = hparams["save_folder"]
-        saved = (
-            f"saved in {folder}" if brain.stopped else f"not saved again in {folder}"
-        )
-        message = f"stopped; {saved}. Go on with:\n  {this_command()}"
-        sys.exit(message if if_main_process() else 1)
-    except (DiskFull, FloatingPointError) as error:
-        message = f"stopped: {error}:\n  {this_command()}"
-        sys.exit(message if if_main_process() else 1)
+        saved = "saved" if brain.stopped else "not saved again"
+        exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")
+    except (DiskFull, FloatingPointError, UnusableAudio) as error:
+        exit_to_resume(f"stopped: {error}")
 
 
 def load_run(folder, overrides=None, run_opts=None):
@@ -337,10 +333,12 @@ def score(brain, hparams, datasets, key="{}", **settings):
         options = eval_loader_options(
             dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
         )
-        brain.evaluate(dataset, test_loader_kwargs=options)
+        try:
+            brain.evaluate(dataset, test_loader_kwargs=options)
+        except UnusableAudio as error:
+            exit_to_resume(f"{name} is not scored: {error}")
         results[name] = brain.test_figures
-        path = pathlib.Path(hparams["output_folder"])
-        path /= f"errors_{key.format(name)}.txt"
+        path = pathlib.Path(hparams["output_folder"], f"errors_{key.format(name)}.txt")
         if if_main_process():
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
         searcher = hparams.get("test_searcher", hparams["searcher"])
@@ -395,4 +393,7 @@ def _prepare_data(hparams, prepare):
         hparams["save_folder"],
         hparams["language"],
         max_rejected=hparams["max_rejected"],
+        data_root=hparams["data_folder"],
+        audio_memory=os.path.join(hparams["manifest_folder"], MEMORY),
+        check_audio=hparams["check_audio"],
     )

@@ -96,9 +96,11 @@ def not_utf8(path):
         line = data.count(b"\n", 0, error.start) + 1
     try:
         text = data.decode("gb18030")
-        # Latin-1 is rarely valid GBK, and then not mostly Chinese.
-        chinese = sum("\u4e00" <= c <= "\u9fff" for c in text)
-        is_gbk = chinese > 0.9 * sum(not c.isascii() for c in text) - 1
+        # Latin-1 is rarely valid GBK, and then not all Chinese and its punctuation.
+        is_gbk = all(
+            c.isascii() or "\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef"
+            for c in text
+        )
     except UnicodeDecodeError:
         is_gbk = False
     if is_gbk:
@@ -124,8 +126,8 @@ def _columns(found, path):
     if missing:
         raise ValueError(
             f"{path}: columns are {list(found)}; needed are ID, wav, wrd (or transcript, "
-            "words, text), possible also duration, spk_id, offset. Correct its first line "
-            "(comma-separated)"
+            "words, text), possible also duration, spk_id, offset. Correct the names (those "
+            "of a csv are its first line, comma-separated)"
         )
     return ours, [name for name in found if name not in ours]
 

@@ -3,8 +3,10 @@
 import numpy as np
 import soundfile
 
-from cif_lobes.manifest import read_manifest
-from cif_lobes.validation import prepare_own_data
+from cif_lobes.dataio import read_utterance
+from cif_lobes.manifest import Utterance, read_manifest
+from cif_lobes.manifest_formats import read_transcripts
+from cif_lobes.validation import Limits, prepare_own_data
 
 TITLE = "Data"
 
@@ -28,7 +30,30 @@ def _own(folder, row, language="en"):
     (folder / "empty.wav").touch()
     whole = (folder / "a.wav").read_bytes()
     (folder / "half.wav").write_bytes(whole[: len(whole) // 2])
+    samples = np.full(16000, 0.1, "float32")
+    soundfile.write(folder / "half.flac", samples * np.linspace(-1, 1, 16000), 16000)
+    whole = (folder / "half.flac").read_bytes()
+    (folder / "half.flac").write_bytes(whole[: len(whole) // 2])
+    samples[8000] = np.nan
+    soundfile.write(folder / "nan.wav", samples, 16000, "FLOAT")
     prepare_own_data({"train": path}, folder / "save", language)
+
+
+def _read_nan(folder):
+    samples = np.full(16000, np.inf, "float32")
+    soundfile.write(folder / "nan.wav", samples, 16000, "FLOAT")
+    read_utterance(Utterance("u2", 1.0, str(folder / "nan.wav"), "", "hello"), 16000)
+
+
+def _transcripts(folder):
+    path = folder / "transcript.txt"
+    path.write_text("u1 hello\nu2 你好\n", encoding="gbk")
+    read_transcripts(path)
+
+
+def _json(folder):
+    (folder / "m.json").write_text('{"u1": {"wav": "a.wav", "length": 1.0}}')
+    read_manifest(folder / "m.json")
 
 
 def _reject(row):
@@ -46,6 +71,8 @@ CASES = {
     "a csv without the column `wrd`": _case("ID,wav", "u1,a.wav"),
     "a text with a comma and no quotes": _case("ID,wav,wrd", "u1,a.wav,well, no"),
     "a csv in GBK": _case("ID,wav,wrd", "u1,a.wav,你好", encoding="gbk"),
+    "transcripts of a corpus in GBK": _transcripts,
+    "a json without texts": _json,
     "start and stop in seconds": _case("ID,wav,wrd,start,stop", "u1,a.wav,hi,0.5,1.0"),
     "a stretch beyond the end": _case("ID,wav,wrd,offset", "u1,a.wav,hi,7.5"),
     "two rows of one id": _case("ID,wav,wrd", "u1,a.wav,yes", "u1,a.wav,no"),
@@ -53,7 +80,11 @@ CASES = {
     "a recording of 0 bytes": _reject("u2,empty.wav,hello"),
     "a file that is no audio": _reject("u2,broken.wav,hello"),
     "a wav that breaks off": _reject("u2,half.wav,hello"),
+    "a flac that breaks off": _reject("u2,half.flac,hello"),
+    "a recording with a NaN": _reject("u2,nan.wav,hello"),
+    "the same, where it is read": _read_nan,
     "a row without text": _reject("u2,a.wav,"),
     "more words than can be spoken": _reject(f"u2,a.wav,{'a ' * 20}"),
+    "`check_audio: some`": lambda folder: Limits("en", check_audio="some"),
     "`language: fr`": lambda folder: _own(folder, "u2,a.wav,oui", language="fr"),
 }

@@ -36,11 +36,15 @@ LIGHT = {
         "cif_lobes.audio_files",
         "cif_lobes.manifest_formats",
     },
+    "text_report": set(),
+    "audio_checks": {"tqdm", "cif_lobes.atomic_files", "cif_lobes.audio_files"},
     "validation": {
         "soundfile",
         "tqdm",
+        "cif_lobes.audio_checks",
         "cif_lobes.manifest",
         "cif_lobes.text",
+        "cif_lobes.text_report",
     },
     "token_alignment": set(),
     "cif": {
