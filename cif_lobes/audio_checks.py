@@ -79,6 +79,7 @@ class AudioMemory:
 
     def _save(self):
         if self.path:
+            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             with atomic_open(self.path, newline="") as file:
                 csv.writer(file).writerows(self.rows.values())
 

@@ -40,7 +40,7 @@ def files(tmp_path):
 
 
 def test_what_is_known_is_not_decoded(tmp_path, files, decoded, capsys):
-    memory = tmp_path / "decoded.txt"
+    memory = tmp_path / "not there yet" / "decoded.txt"
     found = AudioMemory(memory).examine([*files, files[0]])
     assert [row.fault.split("(")[0] for row in found.values()] == [
         "",
