@@ -294,7 +294,7 @@ class TrainingBrain(sb.Brain):
             elif len(dataset) < processes:
                 raise ValueError(
                     f"{processes} processes cannot share {len(dataset)} training "
-                    "utterances: an update takes one at least for each. Start fewer: "
+                    "utterances: some would have nothing to do. Start fewer: "
                     f"torchrun --nproc_per_node={len(dataset)}, or give more data"
                 )
         # Language models have no sample rate.
