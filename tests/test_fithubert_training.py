@@ -101,6 +101,7 @@ def train_tiny(corpus, folder, student, epochs=4):
         "num_checkpoints": 1,
         "seed": 1,
         "max_grad_norm": float("inf"),
+        "tf32": False,
     }
     options = {"device": "cpu", "noprogressbar": True}
     brain = make_brain(hparams, options, SpeechTeacher(TEACHER))
