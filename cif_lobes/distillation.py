@@ -178,7 +178,8 @@ def distillation_losses(
             num_negatives=hparams.num_negatives,
             token_ids=_rows(predictions.tokens, rows),
             exclude_same_token=hparams.exclude_same_token,
-            gather_negatives=hparams.gather_negatives,
+            # Runs from before it was a setting drew from their own process.
+            gather_negatives=getattr(hparams, "gather_negatives", False),
         )
         losses["acd"] = hparams.acd_weight, acd.loss
         ledger.count("acd_accuracy", acd.correct, len(rows))

@@ -17,7 +17,7 @@ import time
 from importlib.metadata import version
 
 import torch
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.distributed import if_main_process, main_process_only
 
 from cif_lobes.atomic_files import write_atomically
 
@@ -81,6 +81,11 @@ def this_command():
     nodes = processes // local
     where = "--standalone" if nodes == 1 else f"--nnodes={nodes}"
     return shlex.join(["torchrun", where, f"--nproc_per_node={local}", *words])
+
+
+def exit_to_resume(message):
+    """End all processes; one of them says why, and the command to run again."""
+    sys.exit(f"{message}:\n  {this_command()}" if if_main_process() else 1)
 
 
 def commit():

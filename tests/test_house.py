@@ -32,8 +32,24 @@ LIGHT = {
         "cif_lobes.setting_checks",
         "cif_lobes.yaml_settings",
     },  # the latter once arguments are known to be good
-    "manifest": {"soundfile", "cif_lobes.atomic_files"},
-    "validation": {"soundfile", "tqdm", "cif_lobes.text", "cif_lobes.manifest"},
+    "audio_files": {"soundfile", "numpy"},
+    "manifest_formats": set(),
+    "manifest": {
+        "soundfile",
+        "cif_lobes.atomic_files",
+        "cif_lobes.audio_files",
+        "cif_lobes.manifest_formats",
+    },
+    "text_report": set(),
+    "audio_checks": {"tqdm", "cif_lobes.atomic_files", "cif_lobes.audio_files"},
+    "validation": {
+        "soundfile",
+        "tqdm",
+        "cif_lobes.audio_checks",
+        "cif_lobes.manifest",
+        "cif_lobes.text",
+        "cif_lobes.text_report",
+    },
     "token_alignment": set(),
     "cif": {
         "torch",
