@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 from conftest import ROOT, last_checkpoint
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_hubert import TEACHER, distil_arguments, make_student
 
@@ -106,7 +107,10 @@ def train_tiny(corpus, folder, student, epochs=4):
     options = {"device": "cpu", "noprogressbar": True}
     brain = make_brain(hparams, options, SpeechTeacher(TEACHER))
     loader = train_loader_options(train, 6, 6, 2, "random", 1, 0)
-    brain.fit(counter, train, valid, train_loader_kwargs=loader)
+    padded = {"collate_fn": PaddedBatch}
+    brain.fit(
+        counter, train, valid, train_loader_kwargs=loader, valid_loader_kwargs=padded
+    )
     return brain
 
 
