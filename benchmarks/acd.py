@@ -7,14 +7,12 @@ N x K x H states of the negatives, normalise the copy, multiply it with the anch
 It needs about 5 GB and a minute; Linux only, because of the peak memory.
 """
 
-import argparse
-import json
 import statistics
 import time
 
 import torch
 import torch.nn.functional as F
-from processes import KEEP_MEMORY, measure_apart, memory_status
+from processes import KEEP_MEMORY, measure_apart, memory_status, run_benchmark
 
 from cif_lobes.contrastive import contrastive_distillation
 
@@ -112,30 +110,10 @@ SIZES = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, (default, text) in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--out", help="also write the table to this markdown file")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    if args.measure == "times":
-        print(json.dumps(measure_times(args)))
-    elif args.measure:
-        print(json.dumps(measure_peak(args, args.measure)))
-    else:
-        table = report(args)
-        print(table, end="")
-        if args.out:
-            with open(args.out, "w") as file:
-                file.write(table)
+def measure(args, name):
+    """times, or the peak of a way."""
+    return measure_times(args) if name == "times" else measure_peak(args, name)
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(__doc__, SIZES, measure, report)

@@ -14,13 +14,11 @@ seconds of computation per second of audio. The peak is what one search adds to 
 process of its own; Linux only.
 """
 
-import argparse
-import json
 import statistics
 import time
 
 import torch
-from processes import KEEP_MEMORY, measure_apart, memory_status
+from processes import KEEP_MEMORY, measure_apart, memory_status, run_benchmark
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.linear import Linear
@@ -152,31 +150,11 @@ SIZES = {
 }
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, (default, text) in SIZES.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-    parser.add_argument("--out", help="also write the table to this markdown file")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+def measure(args, name):
+    """times, or the peak of a way."""
     torch.set_grad_enabled(False)
-    if args.measure == "times":
-        print(json.dumps(measure_times(args)))
-    elif args.measure:
-        print(json.dumps(measure_peak(args, args.measure)))
-    else:
-        table = report(args)
-        print(table, end="")
-        if args.out:
-            with open(args.out, "w") as file:
-                file.write(table)
+    return measure_times(args) if name == "times" else measure_peak(args, name)
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(__doc__, SIZES, measure, report)

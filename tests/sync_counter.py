@@ -97,6 +97,7 @@ class SyncCounter(TorchDispatchMode):
             ("autocast", lambda *args, **kwargs: contextlib.nullcontext()),
             ("is_autocast_enabled", lambda *args: False),
             ("get_autocast_dtype", lambda *args: torch.float32),
+            ("tensor", _tensor),
         ):
             self.patches.enter_context(mock.patch.object(torch, name, instead))
         return super().__enter__()
@@ -176,6 +177,15 @@ class SyncCounter(TorchDispatchMode):
         if func is aten.repeat_interleave.Tensor:
             return kwargs.get("output_size") is None
         return func in READS_VALUES
+
+
+_torch_tensor = torch.tensor
+
+
+def _tensor(*args, device=None, **kwargs):
+    """torch.tensor copies what the CPU knows, and no operation is seen."""
+    made = _torch_tensor(*args, **kwargs)
+    return made if device is None else made.to(device)
 
 
 def _value(x):

@@ -128,6 +128,7 @@ def test_no_buffer_is_broadcast_before_a_forward(tmp_path):
         lambda x, mask: x[torch.tensor([1, 2])],
         lambda x, mask: x.copy_(torch.zeros(4)),
         lambda x, mask: torch.zeros(4).to(x.device),
+        lambda x, mask: torch.tensor([1.0, 2.0], device=x.device),
         lambda x, mask: x.index_put_((mask,), x[:0]),
     ],
 )
