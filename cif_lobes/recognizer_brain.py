@@ -18,8 +18,8 @@ class RecognizerBrain(TrainingBrain):
     """A `TrainingBrain` whose modules begin with `features` and `encoder`.
 
     Reads from the yaml, besides what `TrainingBrain` reads: `tokenizer`, `error_unit`,
-    `average`; optionally `speed_perturb` and `augment`. A subclass's predictions have
-    `token_lengths` [B].
+    `average`; optionally `speed_perturb`, `insert_silence`, `random_gain`, `augment`. A
+    subclass's predictions have `token_lengths` [B].
     """
 
     best_key = "error_rate"
@@ -32,6 +32,10 @@ class RecognizerBrain(TrainingBrain):
         if training and self.option("speed_perturb"):
             waves = self.hparams.speed_perturb(waves)
         lengths = (relative * waves.shape[1]).round().long()
+        if training and self.option("insert_silence"):
+            waves, lengths = self.hparams.insert_silence(waves, lengths)
+        if training and self.option("random_gain"):
+            waves = self.hparams.random_gain(waves)
         x, x_lengths = self.modules.features(waves, lengths)
         if training and self.option("augment"):
             x = self.hparams.augment(x)
