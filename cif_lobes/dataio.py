@@ -33,6 +33,11 @@ def read_audio(path, sample_rate):
     """
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     audio = torch.from_numpy(np.ascontiguousarray(audio.mean(axis=1)))
+    return resample(audio, rate, sample_rate)
+
+
+def resample(audio, rate, sample_rate):
+    """Waveform [samples] of `rate` Hz at `sample_rate` Hz."""
     if rate != sample_rate:
         audio = torchaudio.functional.resample(audio, rate, sample_rate)
     return audio

@@ -8,6 +8,7 @@ SpeechBrain's own interface loads it, from a folder or from the hub::
 """
 
 import io
+import json
 import pathlib
 import shutil
 
@@ -27,6 +28,9 @@ NETWORK = ("features", "encoder", "cif", "decoder")
 # Names under which SpeechBrain's Pretrainer looks for files.
 PARAMETERS, VOCABULARY = "model.ckpt", "tokenizer.ckpt"
 
+# Windows of recognition if nothing is known about the durations of training.
+MAX_SECONDS = 20.0
+
 TEMPLATE = """\
 # CIF speech recogniser, average of epochs {epochs}. Needs the package cif_lobes.
 #   from speechbrain.inference.ASR import EncoderDecoderASR
@@ -36,6 +40,7 @@ TEMPLATE = """\
 beam_size: {beam_size}  # hypotheses kept; 1: greedy
 tail_threshold: {tail_threshold}  # a remainder above this fires one more token, 0 to 1
 sample_rate: {sample_rate}  # Hz that the network was trained with; others are resampled
+max_seconds: {max_seconds}  # longer recordings are cut at pauses; that of training utterances
 
 {network}
 searcher: !new:cif_lobes.searcher.BeamSearcher
@@ -254,10 +259,18 @@ def read_run(folder, average=None, num_checkpoints=None):
         beam_size=settings["searcher"].get("beam_size", 1),
         tail_threshold=settings["tail_threshold"],
         sample_rate=settings["sample_rate"],
+        max_seconds=_longest_seconds(folder),
         network=network.getvalue(),
     )
     kept = {k: v for k, v in parameters.items() if k.split(".")[0] in NETWORK}
     return text, kept, vocabulary
+
+
+def _longest_seconds(folder):
+    """The longest training utterance of a run, at least 1; 20 at most, or if unknown."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return min(max(record.get("longest_seconds", MAX_SECONDS), 1.0), MAX_SECONDS)
 
 
 def export_run(run_folder, out_folder, average=None, num_checkpoints=None):

@@ -211,6 +211,15 @@ def test_an_utterance_is_the_same_alone_and_in_any_batch(scaled, dtype):
         assert torch.equal(alone.boundaries, whole.boundaries[row, : U + 1])
 
 
+def test_no_tokens_are_made_of_no_frames():
+    x, alpha, x_lengths = batch(30, 0)
+    with pytest.raises(
+        ValueError, match="utterance 1 .* target_lengths is 2, but it has"
+    ):
+        cif(x, alpha, x_lengths, torch.tensor([2, 2]))
+    assert cif(x, alpha, x_lengths, torch.tensor([2, 0])).lengths.tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("scaled", [True, False])
 def test_padding_reaches_no_gradient(scaled):
     x, alpha, x_lengths = batch(30, 18, 0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import speak
 from hyperpyyaml import load_hyperpyyaml
+from speechbrain.lobes.features import Fbank
 
 from cif_lobes.decoder import MAX_TOKENS, CIFDecoder, DecoderState
 from cif_lobes.encoder import ConformerEncoder
@@ -114,6 +115,16 @@ def test_silence_has_finite_features(normalization):
     features = LogMel(normalization=normalization).eval()
     x, _ = features(torch.zeros(1, 8000), torch.tensor([8000]))
     assert torch.isfinite(x).all()
+
+
+def test_runs_made_before_have_the_features_they_were_trained_with():
+    """Those of SpeechBrain, over all frames."""
+    signal = torch.randn(1, 8000)
+    x, _ = LogMel(n_mels=40)(signal, torch.tensor([8000]))
+    fbank = Fbank(n_mels=40)(signal)
+    # Bessel's correction is all that differs.
+    wanted = (fbank - fbank.mean(1)) / fbank.std(1, correction=0)
+    torch.testing.assert_close(x, wanted, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 5])
