@@ -15,6 +15,8 @@ import argparse
 import os
 import sys
 
+from cif_lobes.program import run_program
+
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
 SWEPT = (*OF_YAML, "beam", "lm_weight")
@@ -77,7 +79,8 @@ def main(given):
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes import sweep
     from cif_lobes.dataio import make_dataset
-    from cif_lobes.experiment import load_run, manifest_paths, score
+    from cif_lobes.evaluation import score
+    from cif_lobes.experiment import load_run, manifest_paths
     from cif_lobes.language_model import fuse, load_scorer
     from cif_lobes.searcher import BeamSearcher
 
@@ -116,7 +119,9 @@ def main(given):
         try:
             sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
         except OSError as error:
-            print(f"the table is not in the run folder: {error}", file=sys.stderr)
+            print(
+                f"the table could not be kept in {given.run}: {error}", file=sys.stderr
+            )
         else:
             print(f"to use the first: python evaluate.py {given.run} --swept")
         return
@@ -163,8 +168,13 @@ def export(argv):
     print(f"{given.out}: {usage}")
 
 
-if __name__ == "__main__":
+def command():
+    """Score, or export."""
     if sys.argv[1:2] == ["export"]:
         export(sys.argv[2:])
     else:
         main(parse_arguments(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run_program(command)

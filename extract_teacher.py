@@ -16,6 +16,7 @@ import pathlib
 import sys
 
 from cif_lobes.cli import parse
+from cif_lobes.program import run_program
 
 VERBS = ("build", "inspect", "verify")
 
@@ -34,4 +35,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(lambda: main(sys.argv[1:]), own_debug=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from processes import KEEP_MEMORY, measure_apart, memory_status
 
-from cif_lobes.losses import contrastive_distillation
+from cif_lobes.contrastive import contrastive_distillation
 
 TEMPERATURE = 0.02
 

@@ -1,15 +1,14 @@
 """Trained CTC-attention recognisers as teachers: frozen, and read from run folders."""
 
 import hashlib
-import io
 import pathlib
 
 import torch
-from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml import YAML
 
 from cif_lobes.ctc_attention import predict
+from cif_lobes.lengths import Lengths
 from cif_lobes.pretrained import read_parameters, run_folder
+from cif_lobes.safe_yaml import build, inside
 
 NETWORK = ("features", "encoder", "ctc_head", "embedding", "decoder", "seq_head")
 
@@ -52,15 +51,11 @@ class ASRTeacher(torch.nn.Module):
                 f"teacher {path} has no CTC head: it was trained with ctc_weight 0. "
                 "Take it off the list, or train it with another ctc_weight"
             )
-        # Without the other objects of the yaml: making them would set seeds.
-        yaml = YAML()  # keeps !new and !name as they are written
-        settings = yaml.load(run / "hyperparams.yaml")
-        text = io.StringIO()
-        yaml.dump({name: settings[name] for name in ("tokenizer", *NETWORK)}, text)
-        loaded = load_hyperpyyaml(text.getvalue())
+        needed = ("tokenizer", "vocab_size", *NETWORK)
+        loaded = build(run / "hyperparams.yaml", only=needed)
         self.tokenizer = loaded["tokenizer"]
-        self.tokenizer.path = run / pathlib.Path(self.tokenizer.path).name
-        self.vocab_size = settings["vocab_size"]
+        self.tokenizer.path = inside(run, self.tokenizer.path)
+        self.vocab_size = loaded["vocab_size"]
         self.network = torch.nn.ModuleDict({name: loaded[name] for name in NETWORK})
         self.network.load_state_dict(parameters)
         self.weights_hash = _hash(parameters)
@@ -107,9 +102,9 @@ class ASRTeacher(torch.nn.Module):
         p = predict(
             self.network,
             encoded,
-            x_lengths,
+            Lengths(x_lengths.cpu(), x_lengths),
             tokens,
-            token_lengths,
+            Lengths(token_lengths.cpu(), token_lengths),
             self.tokenizer.bos_index,
         )
         return p.ctc_logits.log_softmax(-1), x_lengths, p.logits.log_softmax(-1)

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataio import length_to_mask
-from speechbrain.nnet.losses import ctc_loss
 from torch import Tensor
 
 from cif_lobes.distillation import distillation_losses
-from cif_lobes.losses import label_smoothed_ce, quantity_loss
+from cif_lobes.lengths import Lengths
+from cif_lobes.losses import ctc_loss, label_smoothed_ce, quantity_loss
 from cif_lobes.recognizer_brain import RecognizerBrain
 from cif_lobes.scoring import ErrorRate
 
@@ -18,12 +18,12 @@ class Predictions(NamedTuple):
     """What the network says about a batch, given the true tokens."""
 
     encoded: Tensor  # [B, T, D] encoder frames
-    x_lengths: Tensor  # [B] encoder frames of each utterance
+    x_lengths: Lengths  # [B] encoder frames of each utterance
     fired: tuple  # CIFOutput, scaled to the true number of tokens
     logits: Tensor  # [B, U, V]
     states: Tensor  # [B, U, D] decoder states
     tokens: Tensor  # [B, U] true tokens, end of sentence included
-    token_lengths: Tensor  # [B]
+    token_lengths: Lengths  # [B]
 
 
 class CIFBrain(RecognizerBrain):
@@ -36,14 +36,14 @@ class CIFBrain(RecognizerBrain):
 
     def compute_forward(self, batch, stage):
         """Encode, fire and decode with the true tokens; see `Predictions`."""
-        batch = batch.to(self.device)
+        token_lengths = Lengths.of(batch.tokens, self.device)
         encoded, x_lengths = self.encode(batch, stage)
-        tokens, relative = batch.tokens
-        token_lengths = (relative * tokens.shape[1]).round().long()
-        fired = self.modules.cif(encoded, x_lengths, token_lengths)
+        tokens = batch.tokens.data
+        lengths = token_lengths.on_device
+        fired = self.modules.cif(encoded, x_lengths.on_device, lengths)
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = self.hparams.tokenizer.bos_index
-        logits, states = self.modules.decoder(fired.embeddings, previous, token_lengths)
+        logits, states = self.modules.decoder(fired.embeddings, previous, lengths)
         return Predictions(
             encoded, x_lengths, fired, logits, states, tokens, token_lengths
         )
@@ -51,7 +51,7 @@ class CIFBrain(RecognizerBrain):
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the losses over the batch; keeps the ledger."""
         losses = self.losses(predictions, batch, stage)
-        self.ledger.add(losses, int(predictions.token_lengths.sum()))
+        self.ledger.add(losses, self.count_units(predictions))
         if stage != sb.Stage.TRAIN:
             self._score(predictions, batch, stage)
         return sum(weight * loss for weight, loss in losses.values())
@@ -84,7 +84,7 @@ class CIFBrain(RecognizerBrain):
             ),
             "quantity": (
                 hp.quantity_weight,
-                quantity_loss(p.fired.quantity, p.token_lengths),
+                quantity_loss(p.fired.quantity, p.token_lengths.on_device),
             ),
         }
         if hp.ctc_weight:
@@ -94,10 +94,9 @@ class CIFBrain(RecognizerBrain):
                 ctc_loss(
                     log_probs,
                     p.tokens,
-                    p.x_lengths / p.encoded.shape[1],
-                    p.token_lengths / p.tokens.shape[1],
+                    p.x_lengths.on_host,
+                    p.token_lengths.on_host,
                     hp.tokenizer.blank_index,
-                    reduction="sum",
                 ),
             )
         return losses
@@ -107,12 +106,18 @@ class CIFBrain(RecognizerBrain):
 
         Validation, after every epoch, is greedy; a test has the recipe's beam.
 
+        Arguments
+        ---------
+        encoded : torch.Tensor, [B, T, D]
+        x_lengths : cif_lobes.lengths.Lengths
+        stage : speechbrain.Stage
+
         Returns
         -------
         hypotheses : list of list of int
         fired : CIFOutput
         """
-        fired = self.hparams.cif(encoded, x_lengths)
+        fired = self.hparams.cif(encoded, x_lengths.on_device)
         searcher = self.hparams.searcher
         if stage == sb.Stage.TEST:
             # Runs made before there was one are scored as they were.
@@ -124,13 +129,13 @@ class CIFBrain(RecognizerBrain):
         """Error rate, teacher-forced accuracy and quantity error of a batch."""
         hypotheses, fired = self.transcribe(p.encoded, p.x_lengths, stage)
         self.append_scores(batch, hypotheses)
-        valid_mask = _valid_mask(p)
-        correct = (p.logits.argmax(-1) == p.tokens) & valid_mask
-        self.ledger.count("accuracy", int(correct.sum()), int(valid_mask.sum()))
-        quantity_error = (p.fired.quantity - p.token_lengths).abs().sum()
-        self.ledger.count("quantity_error", float(quantity_error), len(batch.id))
-        length_error = (fired.lengths - p.token_lengths).abs().sum()
-        self.ledger.count("length_error", int(length_error), len(batch.id))
+        correct = (p.logits.argmax(-1) == p.tokens) & _valid_mask(p)
+        self.ledger.count("accuracy", correct.sum(), self.count_units(p))
+        lengths = p.token_lengths.on_device
+        quantity_error = (p.fired.quantity - lengths).abs().sum()
+        self.ledger.count("quantity_error", quantity_error, len(batch.id))
+        length_error = (fired.lengths - lengths).abs().sum()
+        self.ledger.count("length_error", length_error, len(batch.id))
 
     # --- figures ---
 
@@ -144,5 +149,5 @@ class CIFBrain(RecognizerBrain):
 
 def _valid_mask(predictions):
     """[B, U], True at real tokens."""
-    lengths, tokens = predictions.token_lengths, predictions.tokens
+    lengths, tokens = predictions.token_lengths.on_device, predictions.tokens
     return length_to_mask(lengths, tokens.shape[1], dtype=torch.bool)

@@ -6,9 +6,9 @@ first 512 bytes of the file, which HDF5 leaves to its user, hold
 
     b"teacher\\0", address and bytes of `values` (two uint64), ..., CRC-32 (uint32)
 
-The seal is checked before HDF5 reads anything, since its library has crashed on damaged
-files, and is written last, so that an unfinished cache has none. A checksum does not keep
-out who forges one: hence `own_dataset`.
+The seal is checked before HDF5 parses anything that it covers, and is written last, so
+that an unfinished cache has none. A checksum does not keep out who forges one: hence
+`own_dataset`.
 """
 
 import os

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cif_lobes.cif_checks import check_inputs, check_sizes
 from cif_lobes.cif_operator import Integrate, make_staircase
 from cif_lobes.cif_plan import boundary_positions, boundary_times, make_plan
+from cif_lobes.precision import full_float32
 
 
 class CIFOutput(NamedTuple):
@@ -170,7 +171,8 @@ class CIF(nn.Module):
     """Predicts a weight for every encoder frame, then integrates and fires.
 
     The weight is sigmoid(Linear(dropout(Conv1d(x)))), without an activation between
-    (Han et al., arXiv 2301.13003). It is computed in float32, outside of autocast.
+    (Han et al., arXiv 2301.13003). It is computed in float32, outside of autocast
+    and without TF32.
 
     Arguments
     ---------
@@ -237,7 +239,7 @@ class CIF(nn.Module):
         """
         frames = torch.arange(x.shape[1], device=x.device)
         padding_mask = frames >= x_lengths.to(x.device)[:, None]
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), full_float32():
             # Masked first, or the kernel would look from the last frames into padding.
             h = x.masked_fill(padding_mask[:, :, None], 0.0).to(self.conv.weight.dtype)
             # Causal: as far to the left as is padded to the right, and cut there.

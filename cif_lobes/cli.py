@@ -22,8 +22,11 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
+from cif_lobes.setting_checks import find_fault, find_misfit, read_value
 from cif_lobes.yaml_settings import Setting, compose, header, yaml_settings
 
 # Run options that --help explains; the others are given by name only.
@@ -95,7 +98,9 @@ def parse(argv, default_yaml, description):
         arity = _arity(flag, run_options)
         if flag in run_options:
             # Joined, because SpeechBrain looks for option names among single words.
-            joined = [f"{flag}={value}" for value in values]
+            # argparse does not know YAML's infinity.
+            words = [{".inf": "inf"}.get(value, value) for value in values]
+            joined = [f"{flag}={word}" for word in words]
             run_argv += joined if arity == 1 else [flag, *values]
         if flag in settings:
             if arity == 1:
@@ -103,6 +108,7 @@ def parse(argv, default_yaml, description):
             else:
                 text = "true" if arity == 0 else json.dumps(values)
             overrides.append(f"{flag[2:]}: {text}")
+    _check_values("\n".join(overrides), options, settings, run_options, hparams_file)
     return hparams_file, _speechbrain_run_opts(run_argv), "\n".join(overrides)
 
 
@@ -176,6 +182,41 @@ def _check_options(options, settings, run_options, hparams_file):
         values = " ".join(f"{flag} VALUE" for flag in missing)
         file = _shown(hparams_file)
         _fail(f"{file} leaves open (!PLACEHOLDER)\n{rows}Add {values}")
+
+
+def _check_values(overrides, options, settings, run_options, hparams_file):
+    """Type and range of each value, of the command line or of the yaml."""
+    changed = YAML(typ="safe", pure=True)
+    # !ref and other tags are for HyperPyYAML.
+    changed.Constructor = _Untagged
+    changed = changed.load(overrides) or {}
+    values = {s.key: read_value(s.value_text) for s in settings.values()} | changed
+    for flag, setting in {**run_options, **settings}.items():
+        key, fault = setting.key, None
+        if flag in settings and (key in changed or values[key] is not None):
+            if not isinstance(values[key], _Tagged):
+                fault = find_fault(setting, values[key]) or find_misfit(setting, values)
+        elif key == "device" and flag in options:
+            fault = find_fault(setting, options[flag][0])
+        if fault:
+            given = " ".join([flag, *options[flag]]) if flag in options else None
+            written = f"{key}: {setting.value_text} in {_shown(hparams_file)}"
+            source = _shown(hparams_file) if flag in settings else "SpeechBrain"
+            _fail(
+                f"{given or written}: {fault} expected\n"
+                f"  {flag}  {setting.comment}  [{source}]"
+            )
+
+
+class _Tagged:
+    """The value of something like !ref, which is not known here."""
+
+
+class _Untagged(SafeConstructor):
+    """Plain values; anything with a tag of its own is a `_Tagged`."""
+
+
+_Untagged.add_multi_constructor("!", lambda constructor, suffix, node: _Tagged())
 
 
 def _as_yaml(flag, word, setting):

@@ -10,6 +10,8 @@ from speechbrain.nnet.RNN import GRU, LSTM, RNN
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from cif_lobes.lengths import Lengths
+
 # Those whose utterances can be packed; LiGRU's cannot.
 RNN_TYPES = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
@@ -139,11 +141,11 @@ class Predictions(NamedTuple):
     """What a network says about a batch, given the true tokens."""
 
     encoded: Tensor  # [B, T, D] encoder frames
-    x_lengths: Tensor  # [B] encoder frames of each utterance
+    x_lengths: Lengths  # [B] encoder frames of each utterance
     ctc_logits: Tensor  # [B, T, V], None without a CTC head
     logits: Tensor  # [B, U, V]
     tokens: Tensor  # [B, U] true tokens, end of sentence included
-    token_lengths: Tensor  # [B]
+    token_lengths: Lengths  # [B]
     valid_mask: Tensor  # [B, U], True at real tokens
 
 
@@ -157,11 +159,11 @@ def predict(modules, encoded, x_lengths, tokens, token_lengths, bos_index):
         `seq_head`, and perhaps `ctc_head`.
     encoded : torch.Tensor, [B, T, D]
         Encoder frames.
-    x_lengths : torch.Tensor, [B], int64
+    x_lengths : cif_lobes.lengths.Lengths
         Of each utterance, in frames.
     tokens : torch.Tensor, [B, U], int64
         True tokens, end of sentence included.
-    token_lengths : torch.Tensor, [B], int64
+    token_lengths : cif_lobes.lengths.Lengths
     bos_index : int
         Begin of sentence.
 
@@ -172,7 +174,9 @@ def predict(modules, encoded, x_lengths, tokens, token_lengths, bos_index):
     previous = tokens.roll(1, dims=1)
     previous[:, 0] = bos_index
     states, _ = modules["decoder"](
-        modules["embedding"](previous), encoded, x_lengths / encoded.shape[1]
+        modules["embedding"](previous),
+        encoded,
+        x_lengths.on_device / encoded.shape[1],
     )
     return Predictions(
         encoded,
@@ -181,5 +185,5 @@ def predict(modules, encoded, x_lengths, tokens, token_lengths, bos_index):
         modules["seq_head"](states),
         tokens,
         token_lengths,
-        length_to_mask(token_lengths, tokens.shape[1], dtype=torch.bool),
+        length_to_mask(token_lengths.on_device, tokens.shape[1], dtype=torch.bool),
     )

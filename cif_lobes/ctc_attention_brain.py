@@ -9,7 +9,6 @@ TIMIT recipes. With a teacher cache the losses are those of Gao et al.
 """
 
 import speechbrain as sb
-from speechbrain.nnet.losses import ctc_loss
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.ctc_attention import predict
@@ -17,7 +16,8 @@ from cif_lobes.dataio import make_dataset
 from cif_lobes.distillation import used_modules
 from cif_lobes.ensemble_cache import open_ensemble_cache
 from cif_lobes.experiment import assemble, fit_tokenizer, start, train_and_score
-from cif_lobes.losses import label_smoothed_ce
+from cif_lobes.lengths import Lengths
+from cif_lobes.losses import ctc_loss, label_smoothed_ce
 from cif_lobes.multi_teacher import (
     attention_distillation,
     ctc_distillation,
@@ -41,13 +41,15 @@ class CTCAttentionBrain(RecognizerBrain):
 
     def compute_forward(self, batch, stage):
         """Encode, and decode with the true tokens; see `Predictions`."""
-        batch = batch.to(self.device)
+        token_lengths = Lengths.of(batch.tokens, self.device)
         encoded, x_lengths = self.encode(batch, stage)
-        tokens, relative = batch.tokens
-        token_lengths = (relative * tokens.shape[1]).round().long()
-        bos_index = self.hparams.tokenizer.bos_index
         return predict(
-            self.modules, encoded, x_lengths, tokens, token_lengths, bos_index
+            self.modules,
+            encoded,
+            x_lengths,
+            batch.tokens.data,
+            token_lengths,
+            self.hparams.tokenizer.bos_index,
         )
 
     def compute_objectives(self, predictions, batch, stage):
@@ -74,10 +76,9 @@ class CTCAttentionBrain(RecognizerBrain):
             ctc = ctc_loss(
                 p.ctc_logits.float().log_softmax(-1),
                 p.tokens,
-                p.x_lengths / p.encoded.shape[1],
-                (p.token_lengths - 1) / p.tokens.shape[1],  # no end of sentence
+                p.x_lengths.on_host,
+                p.token_lengths.on_host - 1,  # no end of sentence
                 hp.tokenizer.blank_index,
-                reduction="sum",
             )
             losses["ctc"] = share * hp.ctc_weight, ctc
         return losses
@@ -100,7 +101,7 @@ class CTCAttentionBrain(RecognizerBrain):
             labels = batch.teacher_labels.data  # [B, L, K], padded with blanks
             ctc = ctc_distillation(
                 p.ctc_logits,
-                p.x_lengths,
+                p.x_lengths.on_device,
                 labels,
                 (labels != hp.tokenizer.blank_index).sum(1),
                 teacher_weights(errors[:, 0], hp.ctc_strategy),
@@ -115,14 +116,15 @@ class CTCAttentionBrain(RecognizerBrain):
         """Error rate and teacher-forced accuracy of a batch."""
         hp = self.hparams
         searcher = hp.test_searcher if stage == sb.Stage.TEST else hp.searcher
-        hypotheses, *_ = searcher(p.encoded, p.x_lengths / p.encoded.shape[1])
+        relative = p.x_lengths.on_device / p.encoded.shape[1]
+        hypotheses, *_ = searcher(p.encoded, relative)
         # Without an end of sentence a search goes on as long as the batch's longest.
-        lengths = p.x_lengths.tolist()
+        lengths = p.x_lengths.on_host.tolist()
         self.append_scores(
             batch, [h[:n] for h, n in zip(hypotheses, lengths, strict=True)]
         )
         correct = (p.logits.argmax(-1) == p.tokens) & p.valid_mask
-        self.ledger.count("accuracy", int(correct.sum()), int(p.valid_mask.sum()))
+        self.ledger.count("accuracy", correct.sum(), self.count_units(p))
 
     def describe(self, figures):
         """Error rate and accuracy."""

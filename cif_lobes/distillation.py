@@ -13,11 +13,8 @@ import math
 
 import torch
 
-from cif_lobes.losses import (
-    ContrastiveOutput,
-    contrastive_distillation,
-    regression_distillation,
-)
+from cif_lobes.contrastive import ContrastiveOutput, contrastive_distillation
+from cif_lobes.losses import regression_distillation
 from cif_lobes.manifest import read_manifest
 from cif_lobes.pretrained import TEACHERS
 from cif_lobes.teacher_cache import TeacherCache
@@ -79,7 +76,7 @@ def add_teacher(hparams, manifest):
     """Open the teacher's cache and give the yaml's modules the heads that learn from it.
 
     Heads exist while a network is trained and in its checkpoints; their size is the
-    cache's. Nothing else needs them, see `cif_lobes.pretrained.load_parameters`.
+    cache's. Nothing else needs them, see `cif_lobes.pretrained.fill`.
 
     Arguments
     ---------
@@ -143,8 +140,8 @@ def distillation_losses(
     Arguments
     ---------
     hparams : SimpleNamespace
-        acd_weight, acd_temperature, num_negatives, exclude_same_token, lrd_weight,
-        lrd_kind, centre_teacher, tokenizer.
+        acd_weight, acd_temperature, num_negatives, exclude_same_token,
+        gather_negatives, lrd_weight, lrd_kind, centre_teacher, tokenizer.
     modules : dict of str to torch.nn.Module
         acd_head, lrd_head: D to H, or to [L, H].
     predictions : cif_lobes.brain.Predictions
@@ -168,19 +165,22 @@ def distillation_losses(
     if heads_only:
         vectors, states = vectors.detach(), states.detach()
     if hparams.centre_teacher:
-        teacher = teacher.float() - hparams.teacher_mean.to(teacher.device)
+        mean = hparams.teacher_mean.to(teacher.device, non_blocking=True)
+        teacher = teacher.float() - mean
     if hparams.acd_weight:
         student = modules["acd_head"](vectors)
+        rows = predictions.token_lengths.valid_rows(student.shape[1])
         acd = _contrast_layers(
-            student[valid_mask],
-            teacher[valid_mask],
+            _rows(student, rows),
+            _rows(teacher, rows),
             temperature=hparams.acd_temperature,
             num_negatives=hparams.num_negatives,
-            token_ids=predictions.tokens[valid_mask],
+            token_ids=_rows(predictions.tokens, rows),
             exclude_same_token=hparams.exclude_same_token,
+            gather_negatives=hparams.gather_negatives,
         )
         losses["acd"] = hparams.acd_weight, acd.loss
-        ledger.count("acd_accuracy", float(acd.correct), int(valid_mask.sum()))
+        ledger.count("acd_accuracy", acd.correct, len(rows))
     if hparams.lrd_weight:
         student = modules["lrd_head"](states)
         lrd = regression_distillation(student, teacher, valid_mask, hparams.lrd_kind)
@@ -198,3 +198,8 @@ def _contrast_layers(student, teacher, **options):
     return ContrastiveOutput(
         *(sum(o) / len(outputs) for o in zip(*outputs, strict=True))
     )
+
+
+def _rows(x, rows):
+    """Some tokens of [B, U, ...] laid flat."""
+    return x.flatten(0, 1).index_select(0, rows)

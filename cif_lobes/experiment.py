@@ -11,12 +11,12 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
-    main_process_only,
     run_on_main,
 )
 
 from cif_lobes.atomic_files import DiskFull
 from cif_lobes.brain import CIFBrain
+from cif_lobes.checkpoints import SafeCheckpointer
 from cif_lobes.dataio import (
     check_tokens,
     eval_loader_options,
@@ -24,23 +24,23 @@ from cif_lobes.dataio import (
     train_loader_options,
 )
 from cif_lobes.distillation import add_teacher, used_modules
+from cif_lobes.evaluation import score
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import set_tf32
 from cif_lobes.pretrained import start_from
+from cif_lobes.processes import check_device
 from cif_lobes.run_files import (
-    keep_figures,
     keep_settings,
     keep_tokenizer,
     kept_tokenizer,
 )
 from cif_lobes.run_lock import lock_run, release_runs
 from cif_lobes.run_record import RunRecord, this_command
-from cif_lobes.scoring import ErrorRate
+from cif_lobes.run_start import check_network, has_begun, read_plain, watch_folder
+from cif_lobes.safe_yaml import build
 from cif_lobes.validation import prepare_own_data
 
 logger = logging.getLogger(__name__)
-
-# Settings kept beside the figures of a test.
-DECODING = ("tail_threshold", "average", "num_checkpoints")
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -132,10 +132,14 @@ def start(hparams_file, run_opts, overrides, prepare):
 
 def load_settings(hparams_file, run_opts, overrides):
     """Join the other processes, load the yaml, make the output folder; see `run`."""
+    check_device(run_opts.get("device"))
     ddp_init_group(run_opts)
+    settings = read_plain(hparams_file, overrides)
+    watch_folder(settings["output_folder"])
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     lock_run(hparams["output_folder"])
+    check_network(hparams["output_folder"], hparams["modules"], settings)
     # Only here: later on, checkpoints bring the parameters of the frozen student along.
     if "student_run" in hparams and not run_opts.get("test_only"):
         hparams["features"].load_run(hparams["student_run"])
@@ -195,6 +199,7 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     -------
     TrainingBrain
     """
+    set_tf32(False)  # SpeechBrain allows it when it is imported
     hparams["record"] = RunRecord(hparams["output_folder"])
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])
@@ -244,6 +249,7 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     # Scoring alone changes nothing of what is known about the training.
     if not (brain.test_only and hparams["record"].path.exists()):
         hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)
+    has_begun()
     try:
         brain.fit(
             hparams["epoch_counter"],
@@ -288,10 +294,11 @@ def load_run(folder, overrides=None, run_opts=None):
     FileNotFoundError
         If the folder holds no run.
     ValueError
-        If it holds another kind of run.
+        If it holds another kind of run, or is refused by `cif_lobes.safe_yaml`.
     """
     folder = pathlib.Path(folder)
     hparams_file = folder / "hyperparams.yaml"
+    check_device((run_opts or {}).get("device"))
     if not hparams_file.exists():
         raise FileNotFoundError(
             f"{folder} is not a run folder: no hyperparams.yaml. Give the "
@@ -302,62 +309,16 @@ def load_run(folder, overrides=None, run_opts=None):
         "save_folder": str(folder / "save"),
         **(overrides or {}),
     }
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    if "cif" not in hparams["modules"]:
+    hparams = build(hparams_file, overrides)
+    if "cif" not in hparams.get("modules", ()):
         raise ValueError(
             f"{folder} is no run of a CIF recogniser. Score it with its own command, "
             "which is in its run.json, and --test_only"
         )
-    hparams["checkpointer"].checkpoints_dir = folder / "save"
+    counter = {"counter": hparams["epoch_counter"]}
+    hparams["checkpointer"] = SafeCheckpointer(folder / "save", counter)
     hparams["tokenizer"].path = kept_tokenizer(hparams)
     return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
-
-
-def score(brain, hparams, datasets, key="{}", **settings):
-    """Decode data sets with the averaged checkpoints and write down their figures.
-
-    Arguments
-    ---------
-    brain : CIFBrain
-    hparams : dict
-        The loaded yaml.
-    datasets : dict of str to DynamicItemDataset
-        By the name under which the figures are kept.
-    key : str
-        Name of a set's figures in run.json and of its errors_*.txt, {} being the set's.
-    settings
-        How it was decoded besides, stored beside the figures.
-
-    Returns
-    -------
-    dict
-        Summary of each set, by name.
-    """
-    results, failure = {}, None
-    for name, dataset in datasets.items():
-        options = eval_loader_options(
-            dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
-        )
-        brain.evaluate(dataset, test_loader_kwargs=options)
-        results[name] = brain.test_figures
-        path = pathlib.Path(hparams["output_folder"])
-        path /= f"errors_{key.format(name)}.txt"
-        if if_main_process():
-            print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
-        searcher = hparams.get("test_searcher", hparams["searcher"])
-        # A greedy one has no beam.
-        beam = getattr(searcher, "beam_size", 1)
-        decoding = {"searcher": type(searcher).__name__, "beam": beam}
-        decoding |= {s: hparams[s] for s in DECODING if s in hparams}
-        figures = {**results[name], **decoding, **settings}
-        failed = main_process_only(keep_figures)(
-            brain.error_rate, path, hparams["record"], key.format(name), figures
-        )
-        failure = failure or failed
-    if failure and if_main_process():
-        logger.warning(f"the figures above are not in the run folder: {failure}")
-    return results
 
 
 def manifest_paths(hparams):

@@ -5,6 +5,9 @@ model.ckpt (its parameters, averaged over checkpoints), tokenizer.ckpt (the voca
 SpeechBrain's own interface loads it, from a folder or from the hub::
 
     EncoderDecoderASR.from_hparams(source=folder).transcribe_file("speech.wav")
+
+That runs whatever the folder's yaml names; `open_export` and `open_run` do not, see
+`cif_lobes.safe_yaml`.
 """
 
 import io
@@ -13,7 +16,6 @@ import pathlib
 import shutil
 
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
 from speechbrain.dataio.dataio import length_to_mask
@@ -21,6 +23,8 @@ from speechbrain.utils.checkpoints import average_checkpoints
 
 from cif_lobes.atomic_files import new_folder
 from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
+from cif_lobes.precision import full_float32
+from cif_lobes.safe_yaml import build, inside, read_settings
 
 # What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
 NETWORK = ("features", "encoder", "cif", "decoder")
@@ -31,18 +35,23 @@ PARAMETERS, VOCABULARY = "model.ckpt", "tokenizer.ckpt"
 # Windows of recognition if nothing is known about the durations of training.
 MAX_SECONDS = 20.0
 
-TEMPLATE = """\
+# Settings that an export has, too.
+COPIED = ("tail_threshold", "sample_rate")
+
+HEADER = """\
 # CIF speech recogniser, average of epochs {epochs}. Needs the package cif_lobes.
 #   from speechbrain.inference.ASR import EncoderDecoderASR
 #   EncoderDecoderASR.from_hparams(source="FOLDER").transcribe_file("speech.wav")
 #   python -m cif_lobes.inference FOLDER speech.wav
 
-beam_size: {beam_size}  # hypotheses kept; 1: greedy
-tail_threshold: {tail_threshold}  # a remainder above this fires one more token, 0 to 1
-sample_rate: {sample_rate}  # Hz that the network was trained with; others are resampled
-max_seconds: {max_seconds}  # longer recordings are cut at pauses; that of training utterances
+"""
+# The network comes between sample_rate and searcher.
+TEMPLATE = """\
+beam_size: 1  # hypotheses kept; 1: greedy
+tail_threshold: 0.0  # a remainder above this fires one more token, 0 to 1
+sample_rate: 0  # Hz that the network was trained with; others are resampled
+max_seconds: 0  # longer recordings are cut at pauses; that of training utterances
 
-{network}
 searcher: !new:cif_lobes.searcher.BeamSearcher
   decoder: !ref <decoder>
   beam_size: !ref <beam_size>
@@ -91,6 +100,7 @@ class FireEncoder(torch.nn.Module):
         self.encoder = encoder
         self.cif = cif
 
+    @full_float32()
     def forward(self, wavs, wav_lens):
         """Fire a padded batch.
 
@@ -125,6 +135,7 @@ class FireDecoder(torch.nn.Module):
         super().__init__()
         self.searcher = searcher
 
+    @full_float32()
     def forward(self, fired, wav_lens):
         """Best hypotheses.
 
@@ -194,7 +205,7 @@ def average_parameters(checkpoints_dir, average, num_checkpoints):
             raise
         # The run is being trained, and has just set one of them aside.
         return average_parameters(checkpoints_dir, average, num_checkpoints)
-    return parameters, sorted(c.meta["epoch"] for c in checkpoints)
+    return parameters, sorted(int(c.meta["epoch"]) for c in checkpoints)
 
 
 def read_run(folder, average=None, num_checkpoints=None):
@@ -222,8 +233,8 @@ def read_run(folder, average=None, num_checkpoints=None):
     FileNotFoundError
         If the folder holds no run.
     ValueError
-        If it holds another kind of run, or the run's searcher has a scorer, which would
-        not be exported.
+        If it holds another kind of run, the run's searcher has a scorer, which would
+        not be exported, or the yaml names what it may not; see `cif_lobes.safe_yaml`.
     """
     folder = pathlib.Path(folder)
     for name in ("hyperparams.yaml", "save"):
@@ -232,13 +243,15 @@ def read_run(folder, average=None, num_checkpoints=None):
                 f"{folder} is not a run folder: no {name}. Give the output_folder of a "
                 "training run, for instance results/AISHELL-1/cif/1986"
             )
-    yaml = YAML()  # keeps !new and !name as they are written
-    settings = yaml.load(folder / "hyperparams.yaml")
+    yaml = YAML()
+    settings = read_settings(folder / "hyperparams.yaml", "modules")
     if "cif" not in settings:
         raise ValueError(
             f"{folder} is no run of a CIF recogniser: it trained "
             f"{', '.join(settings['modules'])}"
         )
+    needed = ("tokenizer", *NETWORK, "searcher", *COPIED, "average", "num_checkpoints")
+    settings = read_settings(folder / "hyperparams.yaml", *needed)
     if settings["searcher"].get("scorer"):
         raise ValueError(
             f"{folder}: its searcher has a scorer, and an exported recogniser has none: "
@@ -249,21 +262,21 @@ def read_run(folder, average=None, num_checkpoints=None):
         average or settings["average"],
         num_checkpoints or settings["num_checkpoints"],
     )
-    vocabulary = folder / pathlib.Path(settings["tokenizer"]["path"]).name
+    vocabulary = inside(folder, settings["tokenizer"]["path"])
     settings["tokenizer"]["path"] = VOCABULARY
     settings["cif"]["tail_threshold"] = TaggedScalar("<tail_threshold>", tag="!ref")
-    network = io.StringIO()
-    yaml.dump({name: settings[name] for name in ("tokenizer", *NETWORK)}, network)
-    text = TEMPLATE.format(
-        epochs=", ".join(map(str, epochs)),
-        beam_size=settings["searcher"].get("beam_size", 1),
-        tail_threshold=settings["tail_threshold"],
-        sample_rate=settings["sample_rate"],
-        max_seconds=_longest_seconds(folder),
-        network=network.getvalue(),
-    )
+    # Dumped, not pasted: a text among the settings must stay a text.
+    exported, text = yaml.load(TEMPLATE), io.StringIO()
+    exported["beam_size"] = settings["searcher"].get("beam_size", 1)
+    exported |= {name: settings[name] for name in COPIED}
+    exported["max_seconds"] = _longest_seconds(folder)
+    before = list(exported).index("searcher")
+    for place, name in enumerate(("tokenizer", *NETWORK), before):
+        exported.insert(place, name, settings[name])
+    text.write(HEADER.format(epochs=", ".join(map(str, epochs))))
+    yaml.dump(exported, text)
     kept = {k: v for k, v in parameters.items() if k.split(".")[0] in NETWORK}
-    return text, kept, vocabulary
+    return text.getvalue(), kept, vocabulary
 
 
 def _longest_seconds(folder):
@@ -317,7 +330,7 @@ def open_run(folder, overrides=None, average=None, num_checkpoints=None):
         The yaml of an exported folder, loaded, with parameters and vocabulary.
     """
     settings, parameters, vocabulary = read_run(folder, average, num_checkpoints)
-    hparams = load_hyperpyyaml(settings, overrides)
+    hparams = build(settings, overrides)
     hparams["model"].load_state_dict(parameters)
     hparams["tokenizer"].path = vocabulary
     return hparams
@@ -330,6 +343,8 @@ def open_export(folder, overrides=None):
     ------
     FileNotFoundError
         If the folder holds none.
+    ValueError
+        If its yaml names what it may not; see `cif_lobes.safe_yaml`.
     """
     folder = pathlib.Path(folder)
     if not (folder / PARAMETERS).exists():
@@ -337,8 +352,7 @@ def open_export(folder, overrides=None):
             f"{folder} is not an exported recogniser: no {PARAMETERS}. Make one with: "
             f"python evaluate.py export RUN {folder}"
         )
-    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
+    hparams = build(folder / "hyperparams.yaml", overrides)
     hparams["model"].load_state_dict(load_parameters(folder / PARAMETERS))
-    hparams["tokenizer"].path = folder / VOCABULARY
+    hparams["tokenizer"].path = inside(folder, VOCABULARY)
     return hparams

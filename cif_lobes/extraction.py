@@ -17,6 +17,8 @@ from cif_lobes.cache_building import (
     resumable,
 )
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import full_float32
+from cif_lobes.processes import check_device
 from cif_lobes.teacher_cache import TeacherCache
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.teacher_inspection import describe
@@ -29,6 +31,7 @@ MAX_UNKNOWN = 0.05  # share of the teacher's pieces that may be its unknown toke
 VERSIONS_OF = ("torch", "transformers", "tokenizers", "h5py")
 
 
+@full_float32()
 def run(verb, hparams_file, run_opts, overrides):
     """Build, inspect or verify the cache of a yaml.
 
@@ -45,6 +48,7 @@ def run(verb, hparams_file, run_opts, overrides):
     """
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
+    check_device(hparams["device"])
     if "teachers" in hparams:
         ensemble_extraction.run(verb, hparams)
         return

@@ -4,8 +4,33 @@ import math
 
 import torch
 from speechbrain.lobes.features import Fbank
-from speechbrain.processing.features import InputNormalization, make_padding_mask
+from speechbrain.processing.features import (
+    Filterbank,
+    InputNormalization,
+    make_padding_mask,
+)
 from torch import nn
+
+
+class FixedFilterbank(Filterbank):
+    """SpeechBrain's filter bank, whose filters move with the module.
+
+    SpeechBrain makes them anew at each call, on the CPU, and waits until the GPU has
+    them, which is when all that was queued before has been computed.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        # As in its forward, from [F] to [F, bins].
+        f_central, band = (
+            x[:, None].expand_as(self.all_freqs_mat)
+            for x in (self.f_central, self.band)
+        )
+        filters = super()._create_fbank_matrix(f_central, band)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def _create_fbank_matrix(self, f_central_mat, band_mat):
+        return self.filters
 
 
 class GlobalNormalization(nn.Module):
@@ -156,9 +181,20 @@ class LogMel(nn.Module):
             hop_length=hop_ms,
             win_length=window_ms,
         )
+        self.fbank.compute_fbanks = FixedFilterbank(
+            sample_rate=sample_rate,
+            n_fft=self.window,
+            n_mels=n_mels,
+            f_max=sample_rate // 2,
+        )
+        # It, too, is sent to the GPU at each call otherwise.
+        stft = self.fbank.compute_STFT
+        window = stft.window
+        del stft.window
+        stft.register_buffer("window", window, persistent=False)
         self.centre = 0
         # `forward` pads instead, so that a stream can do without.
-        self.fbank.compute_STFT.center = False
+        stft.center = False
         self.normalization = normalization
         self.fbank.compute_fbanks.amin = 10 ** (floor_db / 10)
         if normalization == "sentence":

@@ -58,7 +58,7 @@ class FitHuBERTBrain(TrainingBrain):
 
     def compute_forward(self, batch, stage):
         """States of both; see `Predictions`."""
-        batch = batch.to(self.device)
+        batch = batch.to(self.device, non_blocking=True)
         waves, relative = batch.signal
         lengths = (relative * waves.shape[1]).round().long()
         student, x_lengths = self.modules.student(waves, lengths)

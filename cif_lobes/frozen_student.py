@@ -9,11 +9,11 @@ import json
 import pathlib
 
 import torch
-from ruamel.yaml import YAML
 from torch import nn
 
 from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
 from cif_lobes.fithubert import FitHuBERT, HintedStudent
+from cif_lobes.safe_yaml import read_settings
 
 
 def read_student(folder):
@@ -47,7 +47,7 @@ def read_student(folder):
         raise FileNotFoundError(
             f"student {folder} is not a run folder: no hyperparams.yaml. Give {example}"
         )
-    modules = YAML().load(folder / "hyperparams.yaml")["modules"]
+    modules = read_settings(folder / "hyperparams.yaml", "modules")["modules"]
     if "student" not in modules:
         raise ValueError(
             f"student {folder} is not a FitHuBERT run: its modules are "

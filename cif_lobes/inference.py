@@ -22,6 +22,9 @@ from cif_lobes.alignment import FrameClock, frame_clock, token_spans
 from cif_lobes.audio_files import is_steady, read_mono
 from cif_lobes.dataio import resample
 from cif_lobes.export import MAX_SECONDS, PARAMETERS, open_export, open_run
+from cif_lobes.precision import full_float32
+from cif_lobes.processes import check_device
+from cif_lobes.program import run_program
 from cif_lobes.transcript import (
     FORMATS,
     PAUSE,
@@ -94,6 +97,7 @@ class CIFRecognizer:
     """
 
     def __init__(self, hparams, device="cpu"):
+        check_device(device)
         self.device = device
         self.tokenizer = hparams["tokenizer"]
         self.space = "" if self.tokenizer.language == "zh" else " "
@@ -238,6 +242,7 @@ class CIFRecognizer:
             yield batch
 
     @torch.no_grad()
+    @full_float32()
     def _recognize(self, batch):
         """Transcripts of each window, best first."""
         lengths = torch.tensor([len(w.signal) for w in batch], device=self.device)
@@ -358,4 +363,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

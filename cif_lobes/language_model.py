@@ -3,13 +3,10 @@
 import array
 import collections
 import gzip
-import io
 import pathlib
 
 import numpy as np
 import torch
-from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml import YAML
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import scorer as sb_scorer
@@ -17,6 +14,7 @@ from speechbrain.decoders import scorer as sb_scorer
 from cif_lobes.checkpoints import SafeCheckpointer, load_parameters
 from cif_lobes.manifest import read_rows
 from cif_lobes.processes import rank_and_processes
+from cif_lobes.safe_yaml import build, inside
 from cif_lobes.tokens import SPECIALS
 from cif_lobes.update_batches import UpdateBatches
 
@@ -244,13 +242,9 @@ def _load_transformer(folder, tokenizer):
             f"{folder} holds no trained language model (no checkpoint of a whole epoch "
             f"in {save}): give the output_folder of train_lm.py, or an n-gram file"
         )
-    # Nothing else of the yaml is made: its seed and optimizer would be side effects.
-    yaml, wanted = YAML(), io.StringIO()
-    settings = yaml.load(folder / "hyperparams.yaml")
-    yaml.dump({key: settings[key] for key in ("tokenizer", "lm")}, wanted)
-    hparams = load_hyperpyyaml(wanted.getvalue())
+    hparams = build(folder / "hyperparams.yaml", only=("tokenizer", "lm"))
     own = hparams["tokenizer"]
-    own.path = folder / own.path.name
+    own.path = inside(folder, own.path)
     if own.fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"language model {folder} counts in the tokens of {own.path} "

@@ -44,19 +44,18 @@ class Ledger:
         ---------
         losses : dict of str to (float, torch.Tensor)
             Weight and sum over the batch of each term.
-        tokens : int
+        tokens : int or torch.Tensor, []
             Target tokens of the batch.
         """
-        self.tokens += tokens
+        self.tokens += _number(tokens)
         for name, (weight, loss) in losses.items():
             self.weights[name] = weight
-            # Stays on its device: reading it here would wait for the GPU.
-            self.sums[name] = self.sums.get(name, 0.0) + loss.detach().double()
+            self.sums[name] = self.sums.get(name, 0.0) + _number(loss)
 
     def count(self, name, amount, out_of):
-        """Add to a ratio such as correct tokens out of all."""
+        """Add to a ratio such as correct tokens out of all, numbers or tensors []."""
         a, b = self.counts.get(name, (0, 0))
-        self.counts[name] = a + amount, b + out_of
+        self.counts[name] = a + _number(amount), b + _number(out_of)
 
     def merge(self, other):
         """Add what another ledger has counted."""
@@ -100,7 +99,7 @@ class Ledger:
 
     def summary(self):
         """Loss per token, its terms (value, weight, share) and the ratios, as floats."""
-        tokens = max(1, self.tokens)
+        tokens = max(1, float(self.tokens))
         values = {name: float(total) / tokens for name, total in self.sums.items()}
         loss = sum(self.weights[name] * value for name, value in values.items())
         losses = {
@@ -111,13 +110,17 @@ class Ledger:
             }
             for name, value in values.items()
         }
-        ratios = {name: a / max(1, b) for name, (a, b) in self.counts.items()}
+        ratios = {
+            name: float(a) / max(1, float(b)) for name, (a, b) in self.counts.items()
+        }
         return {"loss": loss, "losses": losses, **ratios}
 
     @mark_as_saver
     def _save(self, path):
         sums = {name: float(total) for name, total in self.sums.items()}
-        saved = [self.weights, sums, self.counts, self.tokens, self.seconds()]
+        counts = {name: (float(a), float(b)) for name, (a, b) in self.counts.items()}
+        tokens = float(self.tokens)
+        saved = [self.weights, sums, counts, tokens, self.seconds()]
         torch.save(saved, path)
 
     @mark_as_loader
@@ -128,3 +131,8 @@ class Ledger:
         self.weights, self.sums, self.counts, self.tokens, seconds = saved
         self.started = time.monotonic() - seconds
         self._leave_to_the_first()
+
+
+def _number(x):
+    """A tensor stays on its device: reading it would wait for the GPU."""
+    return x.detach().double() if torch.is_tensor(x) else x

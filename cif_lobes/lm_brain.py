@@ -36,7 +36,7 @@ class LanguageModelBrain(TrainingBrain):
 
     def compute_forward(self, batch, stage):
         """Logits of every token; see `Predictions`."""
-        tokens, _ = batch.to(self.device).tokens
+        tokens, _ = batch.to(self.device, non_blocking=True).tokens
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = self.hparams.tokenizer.bos_index
         return Predictions(self.modules.lm(previous), tokens)

@@ -17,6 +17,7 @@ from cif_lobes.alignment import frame_clock
 from cif_lobes.atomic_files import new_folder
 from cif_lobes.cif import cif_dense
 from cif_lobes.export import open_run
+from cif_lobes.precision import full_float32
 
 ENCODER, DECODER, SETTINGS = "encoder.onnx", "decoder.onnx", "recognizer.json"
 
@@ -110,6 +111,7 @@ class StepGraph(torch.nn.Module):
         return logits, torch.stack(copied.longer).permute(2, 0, 1, 3, 4, 5)
 
 
+@full_float32()
 def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
     """Write the recogniser of a run as ONNX.
 

@@ -19,6 +19,7 @@ import soundfile
 
 from cif_lobes.alignment import FrameClock
 from cif_lobes.audio_files import is_steady, read_mono
+from cif_lobes.program import run_program
 from cif_lobes.tokens import SPACE
 from cif_lobes.transcript import (
     FORMATS,
@@ -173,4 +174,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

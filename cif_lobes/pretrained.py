@@ -4,10 +4,10 @@ import logging
 import pathlib
 
 import torch
-from ruamel.yaml import YAML
 
-from cif_lobes.checkpoints import find_fault, load_parameters
+from cif_lobes import checkpoints
 from cif_lobes.export import average_parameters
+from cif_lobes.safe_yaml import inside, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ def start_from(model, run, tokenizer):
         If a module that is to be taken does not fit.
     """
     folder = run_folder(run)
-    settings = YAML(typ="rt").load(folder / "hyperparams.yaml")
-    vocabulary = folder / pathlib.Path(settings["tokenizer"]["path"]).name
+    settings = read_settings(folder / "hyperparams.yaml", "tokenizer")
+    vocabulary = inside(folder, settings["tokenizer"]["path"])
     same = vocabulary.read_bytes() == tokenizer.path.read_bytes()
     parameters = read_parameters(run)
     there = _modules(parameters)
@@ -103,7 +103,7 @@ def take_parameters(model, parameters, fresh, source):
     return _modules(taken)
 
 
-def load_parameters(model, parameters):
+def fill(model, parameters):
     """Give a network all of its parameters.
 
     Those of the heads of a teacher are left out if it has no such: only training does.
@@ -144,14 +144,15 @@ def read_parameters(path):
     path, run = pathlib.Path(path), run_folder(path)
     if path != run:
         checkpoint = path.parent if path.name == "model.ckpt" else path
-        fault = find_fault(checkpoint, ["model.ckpt"])
+        fault = checkpoints.find_fault(checkpoint, ["model.ckpt"])
         if fault:
             raise ValueError(
                 f"{checkpoint} is no whole checkpoint: {fault}. Give another one of "
                 f"{run / 'save'}, or the run {run}"
             )
-        return load_parameters(checkpoint / "model.ckpt")
-    settings = YAML(typ="rt").load(run / "hyperparams.yaml")
+        return checkpoints.load_parameters(checkpoint / "model.ckpt")
+    needed = ("average", "num_checkpoints")
+    settings = read_settings(run / "hyperparams.yaml", *needed)
     return average_parameters(
         run / "save", settings["average"], settings["num_checkpoints"]
     )[0]

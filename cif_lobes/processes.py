@@ -1,6 +1,32 @@
 """What the processes of a distributed run tell each other, and how they share work."""
 
+import torch
 import torch.distributed as dist
+
+
+def check_device(device):
+    """See that this machine has a device, before anything is made for it.
+
+    Arguments
+    ---------
+    device : str or None
+        cpu, cuda or cuda:N; None: whatever SpeechBrain takes.
+
+    Raises
+    ------
+    ValueError
+        With the devices that there are.
+    """
+    name, _, index = str(device).partition(":")
+    count = torch.cuda.device_count()
+    if name != "cuda" or int(index or 0) < count:
+        return
+    there = ["cpu", *(f"cuda:{i}" for i in range(count))]
+    raise ValueError(
+        f"--device {device}: this machine has {', '.join(there)}. Choose one of them; "
+        "if it has such a GPU, see what python -c 'import torch; torch.zeros(1).cuda()' "
+        "says"
+    )
 
 
 def rank_and_processes():

@@ -7,7 +7,8 @@ import torch
 from speechbrain.utils.distributed import ddp_barrier
 
 from cif_lobes.export import average_parameters
-from cif_lobes.pretrained import load_parameters
+from cif_lobes.lengths import Lengths
+from cif_lobes.pretrained import fill
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.training_brain import TrainingBrain
 
@@ -19,27 +20,40 @@ class RecognizerBrain(TrainingBrain):
 
     Reads from the yaml, besides what `TrainingBrain` reads: `tokenizer`, `error_unit`,
     `average`; optionally `speed_perturb`, `insert_silence`, `random_gain`, `augment`. A
-    subclass's predictions have `token_lengths` [B].
+    subclass's predictions have `token_lengths`, which are `Lengths`.
     """
 
     best_key = "error_rate"
     averaged = False  # whether the parameters are an average of checkpoints
 
     def encode(self, batch, stage):
-        """Encoder frames [B, T, D] of a batch's audio, and their number [B]."""
-        waves, relative = batch.signal
+        """Encoder frames [B, T, D] of a batch's audio, and their `Lengths`.
+
+        Moves the batch to the device; `Lengths` of its other items are asked for before.
+        """
+        samples = Lengths.of(batch.signal, self.device)
+        waves = batch.to(self.device, non_blocking=True).signal.data
         training = stage == sb.Stage.TRAIN
         if training and self.option("speed_perturb"):
+            before = waves.shape[1]
             waves = self.hparams.speed_perturb(waves)
-        lengths = (relative * waves.shape[1]).round().long()
+            change = waves.shape[1] / before
+            samples = samples.map(lambda n: (n.double() * change).round().long())
         if training and self.option("insert_silence"):
-            waves, lengths = self.hparams.insert_silence(waves, lengths)
+            waves, added = self.hparams.insert_silence(waves, samples.on_device)
+            samples = samples.map(lambda n: n + added)
         if training and self.option("random_gain"):
             waves = self.hparams.random_gain(waves)
-        x, x_lengths = self.modules.features(waves, lengths)
+        x, x_lengths = self.modules.features(waves, samples.on_device)
         if training and self.option("augment"):
-            x = self.hparams.augment(x)
-        return self.modules.encoder(x, x_lengths)
+            x = self.hparams.augment(x, x_lengths)
+        x, x_lengths = self.modules.encoder(x, x_lengths)
+        return x, Lengths(self.output_lengths(samples.on_host), x_lengths)
+
+    def output_lengths(self, samples):
+        """Encoder frames of signals of `samples` samples, an integer tensor."""
+        frames = self.hparams.features.output_lengths(samples)
+        return self.hparams.encoder.output_lengths(frames)
 
     def append_scores(self, batch, hypotheses):
         """Error rate of a batch's hypotheses, lists of token ids."""
@@ -48,7 +62,7 @@ class RecognizerBrain(TrainingBrain):
 
     def count_units(self, predictions):
         """Target tokens of a batch."""
-        return int(predictions.token_lengths.sum())
+        return predictions.token_lengths.total()
 
     def start_scoring(self):
         """No utterance has been scored."""
@@ -75,15 +89,14 @@ class RecognizerBrain(TrainingBrain):
             self.hparams.average,
             self.hparams.num_checkpoints,
         )
-        load_parameters(self.hparams.model, parameters)
+        fill(self.hparams.model, parameters)
         self.averaged = True
         logger.info(f"average of {len(epochs)} checkpoints, epochs {epochs}")
 
     def count_frames(self, seconds):
         """Encoder frames of an utterance of this many seconds."""
         samples = torch.tensor(int(seconds * self.hparams.sample_rate))
-        frames = self.hparams.features.output_lengths(samples)
-        return int(self.hparams.encoder.output_lengths(frames))
+        return int(self.output_lengths(samples))
 
     def option(self, name):
         """A setting of the yaml that may be absent or null."""

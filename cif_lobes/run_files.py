@@ -7,6 +7,7 @@ import time
 from hyperpyyaml import resolve_references
 
 from cif_lobes.atomic_files import atomic_open, write_atomically
+from cif_lobes.safe_yaml import inside
 
 
 def keep_settings(hparams, hparams_file, overrides):
@@ -34,8 +35,7 @@ def keep_settings(hparams, hparams_file, overrides):
 
 def kept_tokenizer(hparams):
     """The run folder's copy of the vocabulary."""
-    name = pathlib.Path(hparams["tokenizer"].path).name
-    return pathlib.Path(hparams["output_folder"]) / name
+    return inside(hparams["output_folder"], hparams["tokenizer"].path)
 
 
 def keep_tokenizer(hparams):

@@ -21,6 +21,9 @@ from cif_lobes.dataio import read_audio
 from cif_lobes.encoder_streaming import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.export import PARAMETERS, open_export, open_run
 from cif_lobes.manifest import read_manifest
+from cif_lobes.precision import full_float32
+from cif_lobes.processes import check_device
+from cif_lobes.program import run_program
 
 
 class StreamedToken(NamedTuple):
@@ -66,6 +69,7 @@ class StreamingRecognizer:
     """
 
     def __init__(self, hparams, device="cpu"):
+        check_device(device)
         self.device = device
         self.tokenizer, self.searcher = hparams["tokenizer"], hparams["searcher"]
         self.sample_rate = hparams["sample_rate"]
@@ -103,6 +107,7 @@ class StreamingRecognizer:
         return chunk + look_ahead / self.sample_rate
 
     @torch.no_grad()
+    @full_float32()
     def push(self, signal):
         """Recognise what the next samples complete.
 
@@ -120,6 +125,7 @@ class StreamingRecognizer:
         return self._tokens(self.cif.push(frames, self.weights.push(frames)))
 
     @torch.no_grad()
+    @full_float32()
     def finish(self):
         """Recognise the rest of the utterance; the next samples begin another.
 
@@ -226,4 +232,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

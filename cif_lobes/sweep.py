@@ -17,7 +17,7 @@ from cif_lobes.atomic_files import write_atomically
 from cif_lobes.dataio import eval_loader_options
 from cif_lobes.export import average_parameters
 from cif_lobes.language_model import fuse
-from cif_lobes.pretrained import load_parameters
+from cif_lobes.pretrained import fill
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.searcher import BeamSearcher
 
@@ -83,7 +83,7 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
         if tuple(epochs) in seen:
             continue
         seen.add(tuple(epochs))
-        load_parameters(hparams["model"], parameters)
+        fill(hparams["model"], parameters)
         errors, length = _count_errors(
             brain, hparams, dataset, searchers, sorted(grid["tail_threshold"])
         )
@@ -109,8 +109,7 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
     errors, length = {setting: collections.Counter() for setting in settings}, 0
     brain.modules.eval()
     for batch in tqdm(brain.make_dataloader(dataset, sb.Stage.TEST, **options)):
-        batch = batch.to(brain.device)
-        encoded, x_lengths = brain.encode(batch, sb.Stage.TEST)
+        encoded, (_, x_lengths) = brain.encode(batch, sb.Stage.TEST)
         hypotheses = {key: [None] * len(batch.id) for key in searchers}
         lengths = x_lengths.new_full(x_lengths.shape, -1)
         for threshold in thresholds:

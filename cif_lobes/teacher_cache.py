@@ -14,9 +14,8 @@ and, as attributes, all that decided the states. A text has U + 1 states, one pe
 and one for end of sentence. bfloat16, unknown to HDF5, is stored as its 16 bits.
 
 `values` is one contiguous block at a known place in the file, so that states are read
-with plain positioned reads: a little faster than through h5py, and without an HDF5
-handle, which must not be shared with forked workers. Nothing is read that a checksum
-does not cover, see `cache_checks`.
+with plain positioned reads, without an HDF5 handle, which must not be shared with forked
+workers. Nothing is read that a checksum does not cover, see `cache_checks`.
 """
 
 import hashlib

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.ledger import Ledger
 from cif_lobes.nonfinite import NonFinite
+from cif_lobes.precision import set_tf32
 from cif_lobes.processes import rank_and_processes, share_batches
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,8 @@ class TrainingBrain(sb.Brain):
     """A `speechbrain.Brain` whose runs can be stopped, split and repeated.
 
     Reads from the yaml: `lr_scheduler` (of `cif_lobes.schedules`), `number_of_epochs`,
-    `num_checkpoints`, `seed`, `record` (a `cif_lobes.run_record.RunRecord`). A subclass
-    computes `compute_forward` and `compute_objectives`, which adds its losses to
+    `num_checkpoints`, `seed`, `tf32`, `record` (a `cif_lobes.run_record.RunRecord`). A
+    subclass computes `compute_forward` and `compute_objectives`, which adds its losses to
     `self.ledger`, and says:
 
     best_key : str
@@ -179,7 +180,8 @@ class TrainingBrain(sb.Brain):
     # --- stages ---
 
     def on_stage_start(self, stage, epoch=None):
-        """Fresh figures for a stage."""
+        """Fresh figures for a stage; TF32 in training only."""
+        set_tf32(stage == sb.Stage.TRAIN and self.hparams.tf32)
         self.epoch = epoch
         if stage == sb.Stage.TRAIN:
             self.train_sampler.set_epoch(epoch)
@@ -231,7 +233,18 @@ class TrainingBrain(sb.Brain):
             num_to_keep=0, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta
         )
 
-    # --- data order, interruption, checkpoints ---
+    # --- processes, data order, interruption, checkpoints ---
+
+    def _wrap_distributed(self):
+        """No process is sent the buffers of the first one before every forward.
+
+        They are the same in all: positions (2.6 MB of a decoder) never change, and what
+        a module counts, it counts over all processes.
+        """
+        super()._wrap_distributed()
+        for module in self.modules.values():
+            if isinstance(module, DistributedDataParallel):
+                module.broadcast_buffers = False
 
     def make_dataloader(self, dataset, stage, ckpt_prefix=None, **loader_kwargs):
         """Validation and test sets are shared among the processes, and no checkpoint
@@ -240,27 +253,26 @@ class TrainingBrain(sb.Brain):
         SpeechBrain lets every process score all of them, and saves a number of passes,
         which are more with fewer processes; `updates_in_epoch` is the same for any.
         """
-        if self.distributed_launch and stage != sb.Stage.TRAIN:
-            loader_kwargs["batch_sampler"] = share_batches(
-                loader_kwargs["batch_sampler"], *rank_and_processes()
-            )
+        # Pinned, so that the copy of a batch to the GPU need not be waited for.
+        loader_kwargs["pin_memory"] = torch.device(self.device).type == "cuda"
+        if self.distributed_launch:
+            rank, processes = rank_and_processes()
+            if stage != sb.Stage.TRAIN:
+                loader_kwargs["batch_sampler"] = share_batches(
+                    loader_kwargs["batch_sampler"], rank, processes
+                )
+            elif len(dataset) < processes:
+                raise ValueError(
+                    f"{processes} processes cannot share {len(dataset)} training "
+                    "utterances: an update takes one at least for each. Start fewer: "
+                    f"torchrun --nproc_per_node={len(dataset)}, or give more data"
+                )
         return super().make_dataloader(dataset, stage, None, **loader_kwargs)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
         """The batches as they are: SpeechBrain would deal them a second time."""
         self.train_sampler = loader_kwargs["batch_sampler"]
         return loader_kwargs
-
-    def _wrap_distributed(self):
-        """Buffers, constants all of them, are not sent around.
-
-        Torch sends them before the first batch after a stage, and waits for ever for a
-        process that has no batch to validate.
-        """
-        super()._wrap_distributed()
-        for module in self.modules.values():
-            if isinstance(module, DistributedDataParallel):
-                module.broadcast_buffers = False
 
     def fit(self, *args, **kwargs):
         """Train; a signal stops training only, and only while it lasts."""
@@ -316,12 +328,13 @@ class TrainingBrain(sb.Brain):
     def _save_intra_epoch_ckpt(self):
         self.nonfinite.check_parameters()
         self.train_ledger.gather()
+        # Before: a second Ctrl-C waits until it is saved, and is raised there.
+        self.stopped = self.stopping
         super()._save_intra_epoch_ckpt()
         self.saved_at = time.monotonic(), self.step
         if self.failure:
             raise FloatingPointError(self.failure)
         if self.stopping:
-            self.stopped = True
             raise KeyboardInterrupt
 
     @mark_as_saver

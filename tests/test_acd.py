@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from cif_lobes.losses import _draw_negatives, contrastive_distillation
+from cif_lobes.contrastive import _draw_negatives, _hash_rows, contrastive_distillation
 
 
 def seeded(seed=0):
@@ -168,6 +168,24 @@ def test_equal_states_are_no_negatives_of_each_other():
     assert contrastive_distillation(teacher, teacher).loss < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rows_are_hashed_alike_where_they_are_equal(dtype):
+    """Also 0 and -0; rows that differ by one bit, or by their order, are not."""
+    rows = randn(300, 768).to(dtype)
+    rows[7], rows[:, 5] = rows[3], 0.0
+    rows[7, 5] = -0.0
+    rows[8] = rows[3]
+    rows[8, 700] = torch.nextafter(rows[8, 700].float(), torch.tensor(9.0)).to(dtype)
+    if dtype == torch.float16:
+        rows[8, 700] = rows[3, 700] + 0.01
+    rows[9] = rows[3].flip(0)
+    equal = torch.unique(rows, dim=0, return_inverse=True)[1]
+    hashes = _hash_rows(rows)
+    pairs = hashes[:, None] == hashes
+    assert torch.equal(pairs, equal[:, None] == equal)
+    assert pairs.sum() == 300 + 2
+
+
 def test_exclusion_without_tokens_is_refused():
     states = torch.ones(3, 2)
     with pytest.raises(ValueError, match="token_ids None for 3 student states"):
@@ -178,31 +196,63 @@ def test_exclusion_without_tokens_is_refused():
         )
 
 
+TOKENS = torch.tensor([3, 4, 5, 3, 6, 4, 7, 8, 9, 3, 5])
+
+
+def whole_batch(**options):
+    """Loss, accuracy and student's gradient of 11 tokens in one process.
+
+    Each anchor draws all others, so nothing is random.
+    """
+    student, teacher = randn(11, 6, seed=2).requires_grad_(), randn(11, 6, seed=1)
+    teacher[4] = teacher[8]  # a text said twice
+    outcome = contrastive_distillation(
+        student, teacher, num_negatives=10, token_ids=TOKENS, **options
+    )
+    outcome.loss.backward()
+    return student, teacher, outcome
+
+
 def _gather_on_rank(rank, address):
-    """Losses of one rank against the formula over the states of both."""
+    """Sums over two ranks against one process with the tokens of both."""
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    # Five states in all, so each anchor draws all four others: nothing is random.
-    teacher, token_ids = randn(5, 6, seed=1), torch.tensor([3, 4, 5, 3, 6])
-    for lengths in ([2, 3], [0, 5]):
-        teachers, tokens = teacher.split(lengths), token_ids.split(lengths)
-        student = randn(lengths[rank], 6, seed=2 + rank)
-        loss, _ = contrastive_distillation(
-            student,
-            teachers[rank],
-            token_ids=tokens[rank],
-            exclude_same_token=True,
-            gather_negatives=True,
-        )
-        own, every = tokens[rank], torch.cat([tokens[rank], tokens[1 - rank]])
-        negatives = [(every != token).nonzero().flatten().tolist() for token in own]
-        candidates = torch.cat([teachers[rank], teachers[1 - rank]])
-        expected = torch.as_tensor(info_nce(student, candidates, negatives))
-        torch.testing.assert_close(loss, expected)
+    for lengths in ([4, 7], [6, 5], [0, 11], [11, 0]):
+        for exclude_same_token in (False, True):
+            options = {"exclude_same_token": exclude_same_token}
+            student, teacher, whole = whole_batch(**options)
+            teacher, tokens, gradient = (
+                x.split(lengths)[rank] for x in (teacher, TOKENS, student.grad)
+            )
+            student = student.detach().split(lengths)[rank].clone().requires_grad_()
+            part = contrastive_distillation(
+                student,
+                teacher,
+                num_negatives=10,
+                token_ids=tokens,
+                gather_negatives=True,
+                **options,
+            )
+            part.loss.backward()
+            sums = torch.stack([part.loss.detach(), part.correct])
+            dist.all_reduce(sums)
+            expected = torch.stack([whole.loss.detach(), whole.correct])
+            torch.testing.assert_close(sums, expected)
+            torch.testing.assert_close(student.grad, gradient)
+    _draw_enough(rank)
     dist.destroy_process_group()
 
 
+def _draw_enough(rank):
+    """Five negatives from the eight tokens of both; alone, a process would draw three."""
+    states = parallel_states(4) * (1 + rank / 8)  # all of one direction, none equal
+    loss, _ = contrastive_distillation(
+        states, states, num_negatives=5, gather_negatives=True
+    )
+    torch.testing.assert_close(loss.item(), 4 * math.log(1 + 5))
+
+
 @pytest.mark.slow
-def test_gathered_negatives_come_from_both_ranks(tmp_path):
+def test_two_processes_with_gathered_negatives_equal_one(tmp_path):
     mp.spawn(_gather_on_rank, args=(f"file://{tmp_path}/rendezvous",), nprocs=2)
 
 

@@ -328,7 +328,7 @@ def test_broken_yaml_names_its_line(capsys):
         (["--betas", "0.9"], "--betas 0.9: a list expected, write --betas '[0.9]'"),
         (["--skip_prep", "no"], "--skip_prep no: true or false expected"),
         (["--debug=True"], "--debug is a switch: write it without '=True'"),
-        (["--precision", "fp17"], "argument --precision: invalid choice: 'fp17'"),
+        (["--precision", "fp17"], "--precision fp17: fp32 or bf16 expected"),
     ],
 )
 def test_other_mistakes(capsys, argv, expected):

@@ -106,10 +106,10 @@ def test_runs_scored_on_other_utterances_are_refused(tmp_path):
     a = write(tmp_path / "a", ["abcd", "abcde", "a", ""])
     b = write(tmp_path / "b", ["abcd", "abcde", "a"], REFERENCES[:3])
     arguments = argparse.Namespace(split="test", ours=[a], baseline=[b])
-    with pytest.raises(SystemExit, match="other utterances"):
+    with pytest.raises(ValueError, match="other utterances"):
         tool.main(arguments)
     arguments.split = "dev"
-    with pytest.raises(SystemExit, match="evaluate.py"):
+    with pytest.raises((ValueError, FileNotFoundError), match="evaluate.py"):
         tool.main(arguments)
 
 

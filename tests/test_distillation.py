@@ -11,6 +11,7 @@ from conftest import ROOT, last_checkpoint, load_module, tiny_arguments, train
 from cif_lobes.distillation import TeacherHead, distillation_losses
 from cif_lobes.experiment import load_run
 from cif_lobes.ledger import Ledger
+from cif_lobes.lengths import Lengths
 from cif_lobes.manifest import read_manifest
 from cif_lobes.teacher_cache_writer import CacheWriter
 from cif_lobes.tokens import CharTokenizer
@@ -195,12 +196,14 @@ def losses_of(teacher, heads, heads_only=False, centre=None, ledger=None):
         fired=SimpleNamespace(embeddings=vectors),
         states=states,
         tokens=torch.arange(6).view(2, 3),
+        token_lengths=Lengths(torch.tensor([3, 3]), torch.tensor([3, 3])),
     )
     hparams = SimpleNamespace(
         acd_weight=1.0,
         acd_temperature=0.1,
         num_negatives=700,
         exclude_same_token=False,
+        gather_negatives=True,
         lrd_weight=1.0,
         lrd_kind="l2",
         centre_teacher=centre is not None,

@@ -1,7 +1,9 @@
 """Teachers, their cache and the student's losses, with networks of random weights."""
 
+import shutil
 from types import SimpleNamespace
 
+import h5py
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
@@ -158,6 +160,20 @@ def test_truncated(corpus, ensemble, tmp_path):
         assert_close(truncate(b, 3)[..., :3], truncate(a, 3)[..., :3])
         assert labels_a.tolist() == labels_b.tolist()
         assert_close(errors_a, errors_b)
+
+
+def test_damage_is_found_when_it_is_read(ensemble, tmp_path):
+    path = shutil.copy(ensemble / "ensemble.h5", tmp_path)
+    with h5py.File(path, "r+") as file:
+        file["values"][0] += 1
+    cache = EnsembleCache(TeacherCache(path), 0)
+    with h5py.File(path) as file:
+        first = file["ids"][list(file["text_index"]).index(0)].decode()
+    others = set(cache.cache) - {first}
+    for utt_id in others:
+        list(cache.targets(utt_id))
+    with pytest.raises(OSError, match=f"states of {first} are not those that were wr"):
+        list(cache.targets(first))
 
 
 def test_the_size_is_said_before_it_starts(corpus, ensemble, tmp_path, capsys):

@@ -22,10 +22,14 @@ STDLIB = sys.stdlib_module_names
 LIGHT = {
     "text": set(),
     "atomic_files": set(),
+    "program": set(),
+    "safe_yaml": {"ruamel", "hyperpyyaml"},
     "yaml_settings": {"ruamel"},
+    "setting_checks": {"ruamel"},
     "cli": {
         "ruamel",
         "speechbrain",
+        "cif_lobes.setting_checks",
         "cif_lobes.yaml_settings",
     },  # the latter once arguments are known to be good
     "manifest": {"soundfile", "cif_lobes.atomic_files"},
@@ -36,11 +40,16 @@ LIGHT = {
         "cif_lobes.cif_operator",
         "cif_lobes.cif_plan",
         "cif_lobes.cif_checks",
+        "cif_lobes.precision",
     },
+    "precision": {"torch"},
     "cif_plan": {"torch"},
     "cif_streaming": {"torch", "cif_lobes.cif_checks", "cif_lobes.cif_plan"},
     "cif_operator": {"torch", "cif_lobes.cif_plan"},
     "losses": {"torch"},
+    "contrastive": {"torch", "cif_lobes.losses"},
+    "lengths": {"torch"},
+    "augment": {"torch", "speechbrain"},
     "multi_teacher": {"torch"},
     "fithubert": {"torch"},
     "teacher_cache": {"torch", "h5py", "cif_lobes.cache_checks"},
@@ -50,7 +59,7 @@ LIGHT = {
     "features": {"torch", "speechbrain"},
 }
 TOP = {"brain", "experiment", "inference", "fithubert_brain", "training_brain"}
-TOP |= {"lm_brain", "recognizer_brain", "ctc_attention_brain"}
+TOP |= {"lm_brain", "recognizer_brain", "ctc_attention_brain", "evaluation"}
 
 
 def imports(path):
@@ -97,7 +106,7 @@ def test_these_start_without_torch(module):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("module", ["cif", "losses", "teacher_cache"])
+@pytest.mark.parametrize("module", ["cif", "losses", "contrastive", "teacher_cache"])
 def test_these_work_without_speechbrain(module):
     code = f"import sys, cif_lobes.{module}; assert 'speechbrain' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,8 +11,8 @@ import torch
 from conftest import ROOT
 
 from cif_lobes.decoder import CIFDecoder
-from cif_lobes.experiment import keep_tokenizer
 from cif_lobes.language_model import TokenText, check_text, fuse, load_scorer
+from cif_lobes.run_files import keep_tokenizer
 from cif_lobes.searcher import BeamSearcher
 from cif_lobes.tokens import BLANK, BOS, EOS, CharTokenizer
 

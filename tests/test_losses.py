@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from cif_lobes.contrastive import contrastive_distillation
 from cif_lobes.losses import (
-    contrastive_distillation,
     label_smoothed_ce,
     quantity_loss,
     regression_distillation,

@@ -110,6 +110,17 @@ def test_features_alone_equal_in_a_batch(normalization):
         )
 
 
+def test_filters_and_window_are_those_of_speechbrain_and_move_with_the_module():
+    """And are in no checkpoint, as there."""
+    features, original = LogMel(n_mels=40), Fbank(n_fft=400, n_mels=40)
+    wave = torch.randn(2, 8000)
+    original.compute_STFT.center = False
+    assert torch.equal(features.fbank(wave), original(wave))
+    assert features.fbank.state_dict().keys() == original.state_dict().keys()
+    assert features.double().fbank.compute_fbanks.filters.dtype == torch.float64
+    assert features.fbank.compute_STFT.window.dtype == torch.float64
+
+
 @pytest.mark.parametrize("normalization", ["speech", "sentence", "global"])
 def test_silence_has_finite_features(normalization):
     features = LogMel(normalization=normalization).eval()

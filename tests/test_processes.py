@@ -11,6 +11,7 @@ from cif_lobes.fithubert_brain import FitHuBERTBrain, Predictions, make_audio_da
 from cif_lobes.ledger import Ledger
 from cif_lobes.processes import share_batches
 from cif_lobes.scoring import ErrorRate
+from cif_lobes.training_brain import TrainingBrain
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,28 @@ def test_shares_are_alike(sampler, processes):
     ]
     largest = max(len(b) * max(sampler.get_durations(b)) for b in sampler)
     assert max(loads) - min(loads) <= largest < min(loads)
+
+
+def make_brain(device="cpu", distributed=False):
+    """A Brain that makes DataLoaders and nothing else."""
+    brain = TrainingBrain.__new__(TrainingBrain)
+    brain.device, brain.distributed_launch = device, distributed
+    brain.checkpointer = None
+    return brain
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("stage", Stage)
+def test_batches_for_a_gpu_are_pinned(sampler, stage, device):
+    brain = make_brain(device)
+    loader = brain.make_dataloader([0] * 40, stage, batch_sampler=sampler)
+    assert loader.pin_memory == (device == "cuda:0")
+
+
+def test_more_processes_than_utterances_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="3 processes cannot share 2 training"):
+        make_brain(distributed=True).make_dataloader([0, 0], Stage.TRAIN)
 
 
 class Student(FitHuBERTBrain):

@@ -13,7 +13,9 @@ from conftest import ROOT, last_checkpoint, tiny_arguments, train, write_corpus
 
 from cif_lobes import recognizer_brain
 from cif_lobes.dataio import make_dataset
-from cif_lobes.experiment import load_run, manifest_paths, score
+from cif_lobes.evaluation import score
+from cif_lobes.experiment import load_run, manifest_paths
+from cif_lobes.update_batches import UpdateBatches
 
 EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
@@ -150,6 +152,7 @@ def test_checkpoints_are_averaged_once_for_all_sets(trained, tmp_path, monkeypat
     assert figures["a"]["error_rate"] == figures["b"]["error_rate"] < 30
     # Whoever goes on training scores another network.
     monkeypatch.setattr(signal, "signal", lambda *handler: None)
+    brain.train_sampler = UpdateBatches([[0]], [1.0], 1.0)
     brain.on_fit_start()
     brain.on_evaluate_start()
     assert len(calls) == 2

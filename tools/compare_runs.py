@@ -5,27 +5,13 @@ python tools/compare_runs.py --split test --ours results/AISHELL-1/cif_mini_hier
 
 import argparse
 import pathlib
-import sys
 
+from cif_lobes.program import run_program
 from cif_lobes.significance import compare_runs
 
 
-def main(arguments):
-    """Print the rates of both rows, their difference and its interval."""
-    try:
-        result = compare_runs(arguments.ours, arguments.baseline, arguments.split)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(str(error))
-    print(
-        f"{arguments.split}, {result['utterances']} utterances: ours "
-        f"{result['ours']:.2f} %, baseline {result['baseline']:.2f} %, difference "
-        f"{result['difference']:+.2f} points ({result['relative']:+.1%}), 95 % interval "
-        f"{result['low']:+.2f} to {result['high']:+.2f}; ours is better in "
-        f"{result['better']:.1%} of {result['resamples']:,} resamples"
-    )
-
-
-if __name__ == "__main__":
+def parse_arguments():
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,4 +25,20 @@ if __name__ == "__main__":
             metavar="RUN",
             help="run folders of a row, one per seed",
         )
-    main(parser.parse_args())
+    return parser.parse_args()
+
+
+def main(arguments):
+    """Print the rates of both rows, their difference and its interval."""
+    result = compare_runs(arguments.ours, arguments.baseline, arguments.split)
+    print(
+        f"{arguments.split}, {result['utterances']} utterances: ours "
+        f"{result['ours']:.2f} %, baseline {result['baseline']:.2f} %, difference "
+        f"{result['difference']:+.2f} points ({result['relative']:+.1%}), 95 % interval "
+        f"{result['low']:+.2f} to {result['high']:+.2f}; ours is better in "
+        f"{result['better']:.1%} of {result['resamples']:,} resamples"
+    )
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(parse_arguments()))

@@ -13,15 +13,29 @@ import json
 import pathlib
 
 from cif_lobes.manifest import read_rows
-from cif_lobes.scoring import ErrorRate
+from cif_lobes.program import run_program
 from cif_lobes.significance import SCORE
 
 CLASSES = (0, 1, 5, 20, 80, 320)  # each reaches to the next
 HIT = "="
 
 
+def parse_arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="run folders, of several seeds with ,")
+    parser.add_argument("--train", required=True, help="csv of the training set")
+    parser.add_argument("--split", default="test", help="scored set (default: test)")
+    return parser.parse_args()
+
+
 def main(arguments):
     """Print a row for each class of frequency, a column for each row of runs."""
+    # Here, so that --help and a misspelt option need no torch.
+    from cif_lobes.scoring import ErrorRate
+
     rows = [[pathlib.Path(run) for run in runs.split(",")] for runs in arguments.runs]
     record = json.loads((rows[0][0] / "run.json").read_text())
     split = ErrorRate(record["results"][arguments.split]["unit"]).split
@@ -85,10 +99,4 @@ def table(errors, names):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", help="run folders, of several seeds with ,")
-    parser.add_argument("--train", required=True, help="csv of the training set")
-    parser.add_argument("--split", default="test", help="scored set (default: test)")
-    main(parser.parse_args())
+    run_program(lambda: main(parse_arguments()))

@@ -9,7 +9,21 @@ import argparse
 import pathlib
 import shutil
 
+from cif_lobes.program import run_program
 from cif_lobes.significance import SCORE
+
+
+def parse_arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=pathlib.Path, help="run folder")
+    parser.add_argument("kept", type=pathlib.Path, help="folder to write")
+    parser.add_argument(
+        "--data", required=True, help="what it was trained on, in words"
+    )
+    return parser.parse_args()
 
 
 def main(arguments):
@@ -29,12 +43,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=pathlib.Path, help="run folder")
-    parser.add_argument("kept", type=pathlib.Path, help="folder to write")
-    parser.add_argument(
-        "--data", required=True, help="what it was trained on, in words"
-    )
-    main(parser.parse_args())
+    run_program(lambda: main(parse_arguments()))

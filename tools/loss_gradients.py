@@ -13,18 +13,33 @@ import argparse
 import pathlib
 import random
 
-import torch
-from speechbrain import Stage
-from speechbrain.dataio.batch import PaddedBatch
+from cif_lobes.program import run_program
 
-from cif_lobes.dataio import make_dataset
-from cif_lobes.distillation import add_teacher
-from cif_lobes.experiment import load_run, make_brain, manifest_paths
-from cif_lobes.ledger import Ledger
+
+def parse_arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=pathlib.Path, help="run folder")
+    parser.add_argument("--utterances", type=int, default=16, help="[%(default)s]")
+    parser.add_argument(
+        "--untrained", action="store_true", help="random parameters, as before training"
+    )
+    return parser.parse_args()
 
 
 def main(arguments):
     """Print the table of a run."""
+    # Here, so that --help and a misspelt option need no torch.
+    import torch
+    from speechbrain.dataio.batch import PaddedBatch
+
+    from cif_lobes.dataio import make_dataset
+    from cif_lobes.distillation import add_teacher
+    from cif_lobes.experiment import load_run, make_brain, manifest_paths
+
+    torch.manual_seed(0)  # what --untrained and the negatives of ACD are drawn from
     # The heads' first updates are not what is asked for.
     _, hparams = load_run(arguments.run, {"distil_after": 0})
     manifest = manifest_paths(hparams)["train"]
@@ -54,11 +69,16 @@ def measure(brain, batch):
     weights : dict of str to float
         Of each loss.
     """
+    import torch
+    from speechbrain import Stage
+
+    from cif_lobes.ledger import Ledger
+
     brain.ledger = Ledger()
     brain.modules.eval()  # without dropout: nothing is drawn but ACD's negatives
     predictions = brain.compute_forward(batch, Stage.VALID)
     losses = brain.losses(predictions, batch, Stage.TRAIN)
-    tokens = predictions.token_lengths.sum()
+    tokens = brain.count_units(predictions)
     norms = {}
     for name, (_, loss) in losses.items():
         norms[name] = {}
@@ -90,12 +110,4 @@ def table(norms, weights, count):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=pathlib.Path, help="run folder")
-    parser.add_argument("--utterances", type=int, default=16, help="[%(default)s]")
-    parser.add_argument(
-        "--untrained", action="store_true", help="random parameters, as before training"
-    )
-    main(parser.parse_args())
+    run_program(lambda: main(parse_arguments()))

@@ -10,6 +10,8 @@ utterance of a test set, its errors.
 import argparse
 import pathlib
 
+from cif_lobes.program import run_program
+
 LONGEST = 60  # seconds of a picture: attention over more takes gigabytes
 
 
@@ -114,7 +116,7 @@ def show(brain, name, signal, reference, path):
     with torch.no_grad():
         encoded, x_lengths = brain.encode(batch, Stage.TEST)
         (hypothesis,), fired = brain.transcribe(encoded, x_lengths, Stage.TEST)
-        alpha = hparams.cif.weights(encoded, x_lengths)[0]
+        alpha = hparams.cif.weights(encoded, x_lengths.on_device)[0]
         log_mel = spectrogram.fbank(signal[None])[0]
 
     decode = hparams.tokenizer.decode
@@ -153,4 +155,4 @@ def show(brain, name, signal, reference, path):
 
 
 if __name__ == "__main__":
-    main(parse_arguments())
+    run_program(lambda: main(parse_arguments()))

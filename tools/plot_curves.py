@@ -13,6 +13,8 @@ import json
 import pathlib
 from itertools import cycle
 
+from cif_lobes.program import run_program
+
 PANELS = {  # figure in epochs.jsonl -> title and unit
     "error_rate": "error rate (%)",
     "accuracy": "teacher-forced accuracy",
@@ -128,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

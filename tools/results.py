@@ -13,6 +13,7 @@ import shlex
 
 import yaml
 
+from cif_lobes.program import run_program
 from cif_lobes.significance import compare_runs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -29,6 +30,17 @@ paper reports for the same yaml on the whole corpus; "measured here" is this cod
 data and hardware named.
 """
 MARKS = "<!-- results: begin -->\n", "<!-- results: end -->"
+
+
+def parse_arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=pathlib.Path, help="folder that holds run folders")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("RESULTS.md"))
+    parser.add_argument(
+        "--readme", type=pathlib.Path, help="file with marks for the table"
+    )
+    return parser.parse_args()
 
 
 def main(arguments):
@@ -291,10 +303,4 @@ def describe_student(run):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", type=pathlib.Path, help="folder that holds run folders")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("RESULTS.md"))
-    parser.add_argument(
-        "--readme", type=pathlib.Path, help="file with marks for the table"
-    )
-    main(parser.parse_args())
+    run_program(lambda: main(parse_arguments()))

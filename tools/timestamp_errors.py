@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cif_lobes.program import run_program
+
 
 class Word(NamedTuple):
     """A line of a CTM file."""
@@ -124,4 +126,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -16,6 +16,7 @@ import zlib
 from tqdm import tqdm
 
 from cif_lobes.manifest import Utterance
+from cif_lobes.program import run_program
 from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
 # Counted on the corpus as published; characters after normalisation.
@@ -179,6 +180,11 @@ def _list_split(folder, texts):
     ]
 
 
-if __name__ == "__main__":
+def main():
+    """Command line."""
     parser = preparer_options(__doc__, "holds data_aishell, or is it")
     prepare_aishell(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    run_program(main)

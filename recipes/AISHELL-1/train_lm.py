@@ -7,11 +7,18 @@ import pathlib
 import sys
 
 from cif_lobes.cli import parse
+from cif_lobes.program import run_program
 
-if __name__ == "__main__":
+
+def main():
+    """Train what the command line names."""
     default_yaml = pathlib.Path(__file__).parent / "hparams" / "lm.yaml"
     arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
 
     from cif_lobes.lm_brain import run
 
     run(*arguments)
+
+
+if __name__ == "__main__":
+    run_program(main, own_debug=True)

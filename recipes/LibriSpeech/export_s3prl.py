@@ -5,7 +5,11 @@ python recipes/LibriSpeech/export_s3prl.py results/LibriSpeech/fithubert_100h/19
 
 import argparse
 
-if __name__ == "__main__":
+from cif_lobes.program import run_program
+
+
+def main():
+    """Write what the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -18,3 +22,7 @@ if __name__ == "__main__":
 
     export_s3prl(given.run, given.out)
     print(f"{given.out}: how to use it is said in its hubconf.py")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -11,6 +11,7 @@ import os
 import pathlib
 
 from cif_lobes.manifest import Utterance
+from cif_lobes.program import run_program
 from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
 PUBLISHED = {
@@ -117,9 +118,14 @@ def _list_chapter(chapter):
     ]
 
 
-if __name__ == "__main__":
+def main():
+    """Command line."""
     parser = preparer_options(__doc__, "holds the splits, or LibriSpeech/")
     parser.add_argument("--train_splits", nargs="*", default=TRAIN, metavar="SPLIT")
     parser.add_argument("--valid_splits", nargs="*", default=VALID, metavar="SPLIT")
     parser.add_argument("--test_splits", nargs="*", default=TEST, metavar="SPLIT")
     prepare_librispeech(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from cif_lobes.cli import parse
+from cif_lobes.program import run_program
 
 
 def prepare(hparams):
@@ -23,10 +24,15 @@ def prepare(hparams):
     )
 
 
-if __name__ == "__main__":
+def main():
+    """Train what the command line names."""
     default_yaml = pathlib.Path(__file__).parent / "hparams" / "fithubert_100h.yaml"
     arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
 
     from cif_lobes.fithubert_brain import run
 
     run(*arguments, prepare)
+
+
+if __name__ == "__main__":
+    run_program(main, own_debug=True)

@@ -27,6 +27,8 @@ from grammar import sentences
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
+from cif_lobes.program import run_program
+
 SAMPLE_RATE = 16000  # Hz, LibriSpeech's
 ESPEAK_RATE = 22050  # Hz
 MEAN_SECONDS = 2.7  # of an utterance, measured: turns hours into a number of sentences
@@ -378,16 +380,15 @@ def prepare_mini_speech(data_folder, hours=3.0, seed=0, processes=None):
     partial.rmdir()
     for split, number in made["files"].items():
         files = (data_folder / split).glob("*/*/*.flac")
-        minutes = sum(soundfile.info(file).duration for file in files) / 60
-        print(f"{data_folder / split}: {number} utterances, {minutes:.1f} minutes")
+        seconds = sum(soundfile.info(file).duration for file in files)
+        print(f"{data_folder / split}: {number} utterances, {seconds / 60:.1f} minutes")
 
 
 def main():
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Make the MiniSpeech corpus in LibriSpeech's layout.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    defaults = argparse.ArgumentDefaultsHelpFormatter
+    about = "Make the MiniSpeech corpus in LibriSpeech's layout."
+    parser = argparse.ArgumentParser(description=about, formatter_class=defaults)
     parser.add_argument("data_folder", help="where to put it")
     parser.add_argument("--hours", type=float, default=3.0, help="of train, hours")
     parser.add_argument("--seed", type=int, default=0, help="of sentences and noise")
@@ -396,4 +397,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,6 +11,7 @@ import os
 import pathlib
 
 from cif_lobes.manifest import Utterance
+from cif_lobes.program import run_program
 from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
 PUBLISHED = {
@@ -161,6 +162,11 @@ def _utterance(key, files, folder):
     return Utterance(key, None, str(wav or missing), speaker, phn and read_phones(phn))
 
 
-if __name__ == "__main__":
+def main():
+    """Command line."""
     parser = preparer_options(__doc__, "holds TRAIN and TEST, or TIMIT/")
     prepare_timit(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from cif_lobes.cli import parse
+from cif_lobes.program import run_program
 
 
 def prepare(hparams):
@@ -31,4 +32,6 @@ def main(default_yaml, description):
 
 
 if __name__ == "__main__":
-    main("ctc_attention.yaml", __doc__.splitlines()[0])
+    run_program(
+        lambda: main("ctc_attention.yaml", __doc__.splitlines()[0]), own_debug=True
+    )

@@ -5,5 +5,9 @@ python recipes/TIMIT/train_kd.py recipes/TIMIT/hparams/ctc_attention_kd.yaml --d
 
 from train import main
 
+from cif_lobes.program import run_program
+
 if __name__ == "__main__":
-    main("ctc_attention_kd.yaml", __doc__.splitlines()[0])
+    run_program(
+        lambda: main("ctc_attention_kd.yaml", __doc__.splitlines()[0]), own_debug=True
+    )
