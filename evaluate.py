@@ -16,6 +16,7 @@ import os
 import sys
 
 from cif_lobes.program import run_program
+from cif_lobes.setting_checks import option_type
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
@@ -32,18 +33,19 @@ def parse_arguments(argv):
         "--split", nargs="+", help="sets to score: valid, or a test set (default: all)"
     )
     parser.add_argument("--csv", help="score this csv instead (ID, wav, wrd)")
-    add = parser.add_argument
+    add, count = parser.add_argument, option_type(1, "how many")
     add(
         "--beam",
-        type=int,
+        type=count,
         nargs="+",
         help="hypotheses kept; 1: greedy (default: beam_size of the run's yaml, or 1)",
     )
     add("--lm", help="language model: output_folder of train_lm.py, or an n-gram file")
-    add("--lm_weight", type=float, nargs="+", help="its weight (default: 0.2)")
+    weight = option_type(0.2, "0 for none")
+    add("--lm_weight", type=weight, nargs="+", help="its weight (default: 0.2)")
     add(
         "--tail_threshold",
-        type=float,
+        type=option_type(0.4, "0 to 1"),
         nargs="+",
         help="remainder that fires a last token, 0 to 1",
     )
@@ -53,12 +55,14 @@ def parse_arguments(argv):
         nargs="+",
         help="which checkpoints to average",
     )
-    add("--num_checkpoints", type=int, nargs="+", help="how many of them")
+    add("--num_checkpoints", type=count, nargs="+", help="how many of them")
     add("--sweep", action="store_true", help="choose settings on the validation set")
     add("--swept", action="store_true", help="use them, unless given here")
-    add("--eval_batch_seconds", type=float, help="seconds of audio in a batch")
+    seconds = option_type(300.0, "seconds")
+    add("--eval_batch_seconds", type=seconds, help="seconds of audio in a batch")
     add("--error_unit", choices=["char", "word", "phone"], help="CER, WER or PER")
-    add("--device", default="cpu", help="cpu or cuda")
+    device = option_type("cpu", "", "device")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     if given.lm_weight and not (given.lm or given.swept):
         parser.error("--lm_weight needs --lm")
@@ -150,7 +154,8 @@ def export(argv):
     parser.add_argument(
         "--average", choices=["last", "best"], help="which checkpoints to average"
     )
-    parser.add_argument("--num_checkpoints", type=int, help="how many of them")
+    count = option_type(1, "how many")
+    parser.add_argument("--num_checkpoints", type=count, help="how many of them")
     formats = ["speechbrain", "onnx"]
     parser.add_argument(
         "--format", choices=formats, default=formats[0], help="for whom"

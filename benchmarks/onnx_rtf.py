@@ -18,7 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # noqa: E402
 
-from cif_lobes.dataio import read_audio  # noqa: E402
+from cif_lobes.dataio import read_utterance  # noqa: E402
 from cif_lobes.inference import CIFRecognizer  # noqa: E402
 from cif_lobes.manifest import read_manifest  # noqa: E402
 from cif_lobes.onnx_inference import OnnxRecognizer  # noqa: E402
@@ -43,8 +43,8 @@ def main():
         return recognizer.searcher(fired.embeddings, fired.lengths)
 
     ways = {"torch": with_torch, "onnx": lambda signal: onnx.transcribe(signal.numpy())}
-    files = [u.wav for u in read_manifest(given.csv)][: given.limit]
-    signals = [read_audio(file, recognizer.sample_rate) for file in files]
+    utterances = read_manifest(given.csv)[: given.limit]
+    signals = [read_utterance(u, recognizer.sample_rate) for u in utterances]
     for way in ways.values():
         way(signals[0])  # memory, caches
     seconds = {name: [] for name in ways}

@@ -1,100 +1,82 @@
-"""Recordings as recognisers read them, and what is wrong with those that can be read.
+"""Samples of audio files, and what is wrong with those that cannot be used."""
 
-Without PyTorch, for the ONNX recogniser, too.
-"""
-
-import logging
 import os
-import struct
+import re
 
 import numpy as np
 import soundfile
 
-logger = logging.getLogger(__name__)
+BLOCK = (
+    1 << 20
+)  # samples decoded at a time where all that is wanted is whether they can be
+SLACK = 0.1  # seconds that a header may promise too much: mp3 counts whole frames
+# What a header says of samples that are not there (WAV, AIFF).
+PROMISED = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
-CANCELLED_DB = 20.0  # dB by which channels in opposite phase are fainter when mixed
-STEADY_DB = 1.5  # standard deviation of the level: pink noise 0.9, speech from 4.7 on
-BLOCK = 0.05  # seconds over which the level is measured
-UNKNOWN = (0, 0xFFFFFFFF)  # sizes in the header of a file that was written as a stream
+
+class UnusableAudio(ValueError):
+    """A file that cannot be decoded, breaks off, or has samples that are no numbers.
+
+    Arguments
+    ---------
+    message : str
+        Names the file, what is wrong with it, and the remedy.
+    """
+
+    def __init__(self, message):
+        # A DataLoader's worker makes the exception again from a whole traceback, of which
+        # the message is the end.
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-def read_mono(path, channel=None):
-    """Read any file that libsndfile reads, and say if a part of it is missing.
+def read(path, offset=None, duration=None):
+    """Samples of a file or of a stretch of it, channels averaged.
 
     Arguments
     ---------
     path : str
-    channel : int, optional
-        From 1; without it, the mean of all.
+        Any format that libsndfile reads.
+    offset : float, optional
+        Where the stretch begins, seconds. By default the whole file is read.
+    duration : float, optional
+        Of the stretch, seconds; by default, until the end of the file.
 
     Returns
     -------
-    signal : numpy.ndarray, [samples], float32
+    samples : numpy.ndarray, [samples], float32
     rate : int
         Hz.
 
     Raises
     ------
-    soundfile.SoundFileError
-        If it cannot be read.
-    ValueError
-        If it holds no samples, or as `mix_down`.
+    UnusableAudio
+        If it breaks off, cannot be decoded, or has NaN or infinite samples.
     """
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    if not len(audio):
-        raise ValueError("it holds no samples.")
-    missing = missing_seconds(path)
-    if missing:
-        logger.warning(
-            f"{path}: holds {len(audio) / rate:.2f} s, its header says {missing:.2f} s "
-            "more. They are lost: copy or record it again"
-        )
-    return mix_down(audio, channel), rate
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, start, wanted = file.samplerate, 0, -1
+            if offset is not None:
+                start = min(round(offset * rate), file.frames)
+                file.seek(start)
+                if duration is not None:
+                    wanted = round(duration * rate)
+            samples = file.read(wanted, "float32", always_2d=True)
+            fault = ""
+            if wanted < 0:
+                fault = _fault_of_length(file, path, start + len(samples))
+            elif wanted - len(samples) > SLACK * rate:
+                fault = f"it ends before {offset + duration:.1f} s"
+    except (OSError, soundfile.SoundFileError) as error:
+        raise _unusable(path, _fault_of_decoding(path, error)) from None
+    samples = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    fault = fault or _fault_of_samples(samples, start, rate)
+    if fault:
+        raise _unusable(path, fault)
+    return samples, rate
 
 
-def mix_down(audio, channel=None):
-    """One channel of a recording, or the mean of all.
-
-    Arguments
-    ---------
-    audio : numpy.ndarray, [samples, channels], float32
-    channel : int, optional
-        From 1.
-
-    Returns
-    -------
-    numpy.ndarray, [samples], float32
-
-    Raises
-    ------
-    ValueError
-        If there is no such channel, or if the mean of all is near silence and each
-        alone is not.
-
-    Example
-    -------
-    >>> mix_down(np.float32([[1.0, 0.0], [3.0, 0.0]])).tolist()
-    [0.5, 1.5]
-    """
-    channels = audio.shape[1]
-    if channel is not None:
-        if not 1 <= channel <= channels:
-            raise ValueError(f"channel is {channel}, it has {channels}, the first is 1")
-        return np.ascontiguousarray(audio[:, channel - 1])
-    mixed = np.ascontiguousarray(audio.mean(axis=1))
-    alone, together = np.square(audio).mean(), np.square(mixed).mean()
-    if channels > 1 and together < alone * 10 ** (-CANCELLED_DB / 10) / channels:
-        raise ValueError(
-            f"its {channels} channels cancel each other, in opposite phase. Recognise "
-            "one of them: --channel 1"
-        )
-    return mixed
-
-
-def missing_seconds(path):
-    """Seconds that the header of a wav file promises and the file does not hold.
-
-    libsndfile reads what there is and says nothing.
+def examine(path):
+    """Decode a whole file, a block at a time.
 
     Arguments
     ---------
@@ -102,59 +84,99 @@ def missing_seconds(path):
 
     Returns
     -------
-    float
-        0 for whole files and for other formats, which libsndfile refuses.
+    duration : float
+        Of what can be decoded, seconds.
+    fault : str
+        What is wrong; empty if nothing is.
     """
-    with open(path, "rb") as file:
-        riff = file.read(12)
-        if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
-            return 0.0
-        bytes_per_second = 0
-        while len(head := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", head)
-            if name == b"fmt " and size >= 16:
-                bytes_per_second = struct.unpack("<8xI4x", file.read(16))[0]
-                size -= 16
-            elif name == b"data":
-                missing = size - (os.path.getsize(path) - file.tell())
-                known = size not in UNKNOWN and bytes_per_second
-                return max(0.0, missing / bytes_per_second) if known else 0.0
-            file.seek(size + size % 2, os.SEEK_CUR)
-    return 0.0
+    seconds, fault = 0.0, ""
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, done = file.samplerate, 0
+            while not fault:
+                block = file.read(BLOCK // file.channels, "float32")
+                fault = _fault_of_samples(block, done, rate)
+                done += len(block)
+                seconds = done / rate
+                if not len(block):
+                    break
+            fault = fault or _fault_of_length(file, path, done)
+    except (OSError, soundfile.SoundFileError) as error:
+        fault = _fault_of_decoding(path, error)
+    return round(seconds, 6), fault
 
 
-def is_steady(signal, sample_rate):
-    """Whether a signal is silence, or a noise as loud throughout, so that nobody speaks.
+def breaks_off(log, duration):
+    """Whether the header of a WAV or AIFF promises more samples than there are.
 
-    The level of speech moves from sound to sound, that of a fan or of a radio between
-    stations does not. Blocks far below the level are left out: noise that ends is noise.
+    libsndfile says it in its log only, and half a sentence would pass for a whole one.
 
     Arguments
     ---------
-    signal : numpy.ndarray, [samples], float32
-    sample_rate : int
-        Hz.
+    log : str
+        `extra_info` of `soundfile.info`.
+    duration : float
+        Of the samples that are there, seconds.
 
     Returns
     -------
-    bool
-
-    Example
-    -------
-    >>> noise = np.random.default_rng(0).standard_normal(16000)
-    >>> is_steady(noise, 16000), is_steady(noise * np.linspace(0, 1, 16000), 16000)
-    (True, False)
+    str
+        What is missing, in words; empty if nothing is.
     """
-    return level_deviation(signal, sample_rate) < STEADY_DB
+    sizes = PROMISED.search(log)
+    if not sizes:
+        return ""
+    promised, there = map(int, sizes.groups())
+    # A program that writes into a pipe promises the largest size that there is.
+    if promised > 0x7FFF0000 or not there:
+        return ""
+    whole = duration * promised / there
+    if whole - duration <= SLACK:
+        return ""
+    return f"it breaks off after {duration:.1f} of {whole:.1f} s"
 
 
-def level_deviation(signal, sample_rate):
-    """Standard deviation in dB of the level of blocks, see `is_steady`; 0 for silence."""
-    size = round(BLOCK * sample_rate)
-    count = len(signal) // size
-    blocks = np.asarray(signal[: count * size], np.float64).reshape(count, size)
-    power = np.square(blocks - blocks.mean(axis=1, keepdims=True)).mean(axis=1)
-    if not power.any():
-        return 0.0
-    level = np.square(power).sum() / power.sum()
-    return float((10 * np.log10(power[power > 1e-3 * level])).std())
+def _fault_of_length(file, path, done):
+    """What is missing of a file of which `done` samples could be read."""
+    seconds, promised = done / file.samplerate, file.frames / file.samplerate
+    # libsndfile guesses the length of an mp3 that does not state it.
+    sure = file.format != "MP3" or _states_length(path)
+    if sure and promised - seconds > SLACK:
+        return f"it breaks off after {seconds:.1f} of {promised:.1f} s"
+    return breaks_off(file.extra_info, seconds)
+
+
+def _states_length(mp3):
+    """Whether the first frame of an mp3, after its ID3 tag, is a Xing header."""
+    with open(mp3, "rb") as file:
+        head = file.read(10)
+        if head[:3] == b"ID3":
+            size = 0
+            for byte in head[6:10]:
+                size = size << 7 | byte
+            file.seek(10 + size)
+        head += file.read(2048)
+    return b"Xing" in head or b"Info" in head
+
+
+def _unusable(path, fault):
+    return UnusableAudio(
+        f"{path}: {fault}. Copy it again, convert what is left of it (ffmpeg -i {path} "
+        "OUT.flac), or take it out of the manifest"
+    )
+
+
+def _fault_of_samples(samples, first, rate):
+    """The first sample that is no number, in words; `first` stand before these."""
+    finite = np.isfinite(samples)
+    if finite.all():
+        return ""
+    where = first + int(np.argwhere(~finite)[0][0])
+    return f"sample {where:,} ({where / rate:.2f} s) is NaN or infinite"
+
+
+def _fault_of_decoding(path, error):
+    if not os.path.exists(path):
+        return "no such file"
+    said = re.sub(r"^Error (opening .*?)?: ", "", str(error)).rstrip(".")
+    return f"it cannot be decoded ({said})"

@@ -3,22 +3,22 @@
 import logging
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
-from cif_lobes.manifest import read_manifest
+from cif_lobes import audio_files
+from cif_lobes.manifest import Utterance, read_manifest
 from cif_lobes.processes import rank_and_processes
 from cif_lobes.update_batches import UpdateBatches
 
 logger = logging.getLogger(__name__)
 
 
-def read_audio(path, sample_rate):
-    """Read any file libsndfile reads as mono at the wanted rate.
+def read_audio(path, sample_rate, offset=None, duration=None):
+    """Read any file libsndfile reads, or a stretch of it, as mono at the wanted rate.
 
     Arguments
     ---------
@@ -26,13 +26,20 @@ def read_audio(path, sample_rate):
         Audio file: wav, flac, mp3, ogg, opus; any rate, any number of channels.
     sample_rate : int
         Wanted rate in Hz.
+    offset, duration : float, optional
+        Begin and length of the stretch in seconds; by default, the whole file.
 
     Returns
     -------
     torch.Tensor, [samples], float32
+
+    Raises
+    ------
+    cif_lobes.audio_files.UnusableAudio
+        See `cif_lobes.audio_files.read`.
     """
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    audio = torch.from_numpy(np.ascontiguousarray(audio.mean(axis=1)))
+    audio, rate = audio_files.read(path, offset, duration)
+    audio = torch.from_numpy(np.ascontiguousarray(audio))
     return resample(audio, rate, sample_rate)
 
 
@@ -41,6 +48,63 @@ def resample(audio, rate, sample_rate):
     if rate != sample_rate:
         audio = torchaudio.functional.resample(audio, rate, sample_rate)
     return audio
+
+
+def read_utterance(u, sample_rate):
+    """The audio of an utterance of a manifest, as `read_audio`.
+
+    Arguments
+    ---------
+    u : cif_lobes.manifest.Utterance
+    sample_rate : int
+        Wanted rate in Hz.
+
+    Returns
+    -------
+    torch.Tensor, [samples], float32
+
+    Raises
+    ------
+    cif_lobes.audio_files.UnusableAudio
+        Names the utterance as well.
+    """
+    # Of a whole file the manifest's duration may be a guess, as an mp3's is.
+    stretch = () if u.offset is None else (u.offset, u.duration)
+    try:
+        return read_audio(u.wav, sample_rate, *stretch)
+    except audio_files.UnusableAudio as error:
+        message = f"utterance {u.id} cannot be read: {error}"
+        raise audio_files.UnusableAudio(message) from None
+
+
+def signal_item(sample_rate):
+    """The dynamic item `signal` of rows from `dataset_rows`.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Hz.
+
+    Returns
+    -------
+    dict
+        For `DynamicItemDataset`. It raises UnusableAudio with the utterance's name.
+    """
+
+    def signal(utt_id, wav, offset, duration):
+        u = Utterance(utt_id, duration, wav, "", None, offset)
+        return read_utterance(u, sample_rate)
+
+    takes = ["id", "wav", "offset", "duration"]
+    return {"func": signal, "takes": takes, "provides": "signal"}
+
+
+def dataset_rows(manifest):
+    """What datasets know of each utterance, as dict of dict by its id."""
+    return {
+        u.id: {"duration": u.duration, "wav": u.wav, "wrd": u.wrd, "offset": u.offset}
+        for u in read_manifest(manifest)
+    }
 
 
 def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
@@ -67,14 +131,9 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
     Raises
     ------
     ValueError
-        If the manifest has no utterance, or one without transcript.
+        If the manifest has an utterance without transcript.
     """
-    rows = {
-        u.id: {"duration": u.duration, "wav": u.wav, "wrd": u.wrd}
-        for u in read_manifest(manifest)
-    }
-    if not rows:
-        raise ValueError(f"{manifest} has no utterance, only a header")
+    rows = dataset_rows(manifest)
     silent = [utt_id for utt_id, row in rows.items() if not row["wrd"]]
     if silent:
         raise ValueError(
@@ -83,14 +142,11 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
             "rows out, or recognise the files with: python -m cif_lobes.inference"
         )
 
-    def signal(wav):
-        return read_audio(wav, sample_rate)
-
     def tokens(wrd):
         return torch.tensor(tokenizer.encode(wrd) + [tokenizer.eos_index])
 
     items = [
-        {"func": signal, "takes": ["wav"], "provides": "signal"},
+        signal_item(sample_rate),
         {"func": tokens, "takes": ["wrd"], "provides": "tokens"},
         {"func": tokenizer.normalize, "takes": ["wrd"], "provides": "text"},
     ]

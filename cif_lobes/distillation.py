@@ -14,7 +14,7 @@ import math
 import torch
 
 from cif_lobes.contrastive import ContrastiveOutput, contrastive_distillation
-from cif_lobes.losses import regression_distillation
+from cif_lobes.losses import check_same_states, regression_distillation
 from cif_lobes.manifest import read_manifest
 from cif_lobes.pretrained import TEACHERS
 from cif_lobes.teacher_cache import TeacherCache
@@ -169,6 +169,7 @@ def distillation_losses(
         teacher = teacher.float() - mean
     if hparams.acd_weight:
         student = modules["acd_head"](vectors)
+        check_same_states(student, teacher)  # laid flat, all would look alike
         rows = predictions.token_lengths.valid_rows(student.shape[1])
         acd = _contrast_layers(
             _rows(student, rows),
@@ -177,7 +178,8 @@ def distillation_losses(
             num_negatives=hparams.num_negatives,
             token_ids=_rows(predictions.tokens, rows),
             exclude_same_token=hparams.exclude_same_token,
-            gather_negatives=hparams.gather_negatives,
+            # Runs from before it was a setting drew from their own process.
+            gather_negatives=getattr(hparams, "gather_negatives", False),
         )
         losses["acd"] = hparams.acd_weight, acd.loss
         ledger.count("acd_accuracy", acd.correct, len(rows))

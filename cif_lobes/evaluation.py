@@ -5,8 +5,10 @@ import pathlib
 
 from speechbrain.utils.distributed import if_main_process, main_process_only
 
+from cif_lobes.audio_files import UnusableAudio
 from cif_lobes.dataio import eval_loader_options
 from cif_lobes.run_files import keep_figures
+from cif_lobes.run_record import exit_to_resume
 from cif_lobes.scoring import ErrorRate
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,10 @@ def score(brain, hparams, datasets, key="{}", **settings):
         options = eval_loader_options(
             dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
         )
-        brain.evaluate(dataset, test_loader_kwargs=options)
+        try:
+            brain.evaluate(dataset, test_loader_kwargs=options)
+        except UnusableAudio as error:
+            exit_to_resume(f"{name} is not scored: {error}")
         results[name] = brain.test_figures
         path = pathlib.Path(hparams["output_folder"])
         path /= f"errors_{key.format(name)}.txt"

@@ -10,11 +10,11 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import (
     ddp_init_group,
-    if_main_process,
     run_on_main,
 )
 
 from cif_lobes.atomic_files import DiskFull
+from cif_lobes.audio_files import UnusableAudio
 from cif_lobes.brain import CIFBrain
 from cif_lobes.checkpoints import SafeCheckpointer
 from cif_lobes.dataio import (
@@ -35,10 +35,10 @@ from cif_lobes.run_files import (
     kept_tokenizer,
 )
 from cif_lobes.run_lock import lock_run, release_runs
-from cif_lobes.run_record import RunRecord, this_command
+from cif_lobes.run_record import RunRecord, exit_to_resume
 from cif_lobes.run_start import check_network, has_begun, read_plain, watch_folder
 from cif_lobes.safe_yaml import build
-from cif_lobes.validation import prepare_own_data
+from cif_lobes.validation import MEMORY, prepare_own_data
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,14 @@ def fit_tokenizer(hparams, manifest):
     manifest : str
         Training manifest.
     """
-    hparams["tokenizer"].fit(u.wrd for u in read_manifest(manifest))
+    tokenizer = hparams["tokenizer"]
+    tokenizer.fit(u.wrd for u in read_manifest(manifest))
+    found = len(tokenizer.symbols)
+    if found < tokenizer.vocab_size / 2:
+        logger.warning(
+            f"vocab_size is {tokenizer.vocab_size:,}, the vocabulary {tokenizer.path} has "
+            f"{found:,} symbols: the other outputs are never a target. --vocab_size {found}"
+        )
     keep_tokenizer(hparams)
 
 
@@ -259,15 +266,10 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             valid_loader_kwargs=valid_options,
         )
     except KeyboardInterrupt:
-        folder = hparams["save_folder"]
-        saved = (
-            f"saved in {folder}" if brain.stopped else f"not saved again in {folder}"
-        )
-        message = f"stopped; {saved}. Go on with:\n  {this_command()}"
-        sys.exit(message if if_main_process() else 1)
-    except (DiskFull, FloatingPointError) as error:
-        message = f"stopped: {error}:\n  {this_command()}"
-        sys.exit(message if if_main_process() else 1)
+        saved = "saved" if brain.stopped else "not saved again"
+        exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")
+    except (DiskFull, FloatingPointError, UnusableAudio) as error:
+        exit_to_resume(f"stopped: {error}")
 
 
 def load_run(folder, overrides=None, run_opts=None):
@@ -358,4 +360,7 @@ def _prepare_data(hparams, prepare):
         hparams["save_folder"],
         hparams["language"],
         max_rejected=hparams["max_rejected"],
+        data_root=hparams["data_folder"],
+        audio_memory=os.path.join(hparams["manifest_folder"], MEMORY),
+        check_audio=hparams["check_audio"],
     )

@@ -13,10 +13,9 @@ from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.dataio.dataset import DynamicItemDataset
 from torch import Tensor
 
-from cif_lobes.dataio import read_audio
+from cif_lobes.dataio import dataset_rows, signal_item
 from cif_lobes.experiment import assemble, finish, fit, start
 from cif_lobes.losses import regression_distillation
-from cif_lobes.manifest import read_manifest
 from cif_lobes.processes import gather_objects
 from cif_lobes.speech_cache import open_speech_cache
 from cif_lobes.speech_teachers import SpeechTeacher
@@ -194,15 +193,8 @@ def make_audio_dataset(manifest, sample_rate, cache=None):
 
     See `cif_lobes.dataio.make_dataset`.
     """
-    rows = {
-        u.id: {"duration": u.duration, "wav": u.wav} for u in read_manifest(manifest)
-    }
-    signal = {
-        "func": lambda wav: read_audio(wav, sample_rate),
-        "takes": ["wav"],
-        "provides": "signal",
-    }
-    items = [signal]
+    rows = dataset_rows(manifest)
+    items = [signal_item(sample_rate)]
     if cache is not None:
         read = cache.__getitem__
         items.append({"func": read, "takes": ["id"], "provides": "teacher"})

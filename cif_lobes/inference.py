@@ -19,12 +19,13 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from cif_lobes.alignment import FrameClock, frame_clock, token_spans
-from cif_lobes.audio_files import is_steady, read_mono
 from cif_lobes.dataio import resample
 from cif_lobes.export import MAX_SECONDS, PARAMETERS, open_export, open_run
 from cif_lobes.precision import full_float32
 from cif_lobes.processes import check_device
 from cif_lobes.program import run_program
+from cif_lobes.recordings import is_steady, read_mono
+from cif_lobes.setting_checks import option_type
 from cif_lobes.transcript import (
     FORMATS,
     PAUSE,
@@ -139,7 +140,7 @@ class CIFRecognizer:
         ---------
         recordings : list of str or torch.Tensor
             Audio files, or waveforms [samples] at `sample_rate`. What is silent or as
-            loud throughout as only noise is (`cif_lobes.audio_files.is_steady`), and
+            loud throughout as only noise is (`cif_lobes.recordings.is_steady`), and
             what is shorter than an encoder frame, has no text.
         batch_seconds : float
             Seconds of audio in a batch, padding included.
@@ -317,19 +318,32 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         "python -m cif_lobes.inference", description="Recognise recordings."
     )
-    add = parser.add_argument
+    add, seconds = parser.add_argument, option_type(60.0, "seconds")
     add("model", help="output_folder of a training run, or an exported folder")
     add("files", nargs="+", help="audio files")
     add("--format", choices=FORMATS, default="text", help="default: text")
-    add("--beam", type=int, help="hypotheses kept (default: as in the model's yaml)")
-    add("--batch_seconds", type=float, default=60.0, help="seconds of audio in a batch")
+    add(
+        "--beam",
+        type=option_type(1, "how many"),
+        help="hypotheses kept (default: as in the model's yaml)",
+    )
+    add(
+        "--batch_seconds",
+        type=seconds,
+        default=60.0,
+        help="seconds of audio in a batch",
+    )
     add(
         "--max_seconds",
-        type=float,
+        type=seconds,
         help="cut longer files at pauses (default: the longest training utterance, or 20)",
     )
-    add("--channel", type=int, help="of files with several, from 1 (default: mixed)")
-    add("--device", default="cpu", help="cpu or cuda")
+    channel = option_type(1, "how many")
+    add(
+        "--channel", type=channel, help="of files with several, from 1 (default: mixed)"
+    )
+    device = option_type("cpu", "", "device")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     check_format(parser, given)
     if given.max_seconds is not None and given.max_seconds < 1:

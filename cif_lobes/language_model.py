@@ -28,13 +28,13 @@ def read_sentences(path):
     Arguments
     ---------
     path : str
-        UTF-8 text, packed if it ends in .gz; a manifest if it ends in .csv.
+        UTF-8 text, packed if it ends in .gz; a manifest if in .csv, .json or .jsonl.
 
     Returns
     -------
     iterator of str
     """
-    if str(path).endswith(".csv"):
+    if str(path).endswith((".csv", ".json", ".jsonl")):
         yield from (u.wrd for u in read_rows(path) if u.wrd)
         return
     open_text = gzip.open if str(path).endswith(".gz") else open

@@ -88,9 +88,9 @@ class Ledger:
     def gather(self):
         """Move what all processes have counted to the first, whose ledger is saved."""
         self.reduce()
-        self._leave_to_the_first()
+        self.leave_to_the_first()
 
-    def _leave_to_the_first(self):
+    def leave_to_the_first(self):
         """Count nothing twice: in the other processes all sums are 0."""
         if dist.is_initialized() and dist.get_rank():
             self.sums = dict.fromkeys(self.sums, 0.0)
@@ -130,7 +130,7 @@ class Ledger:
         saved = torch.load(path, weights_only=True)
         self.weights, self.sums, self.counts, self.tokens, seconds = saved
         self.started = time.monotonic() - seconds
-        self._leave_to_the_first()
+        self.leave_to_the_first()
 
 
 def _number(x):

@@ -9,6 +9,7 @@ import logging
 import torch
 
 from cif_lobes.processes import gather_objects
+from cif_lobes.unusable import gather_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class NonFinite:
         if self._kept:
             torch._foreach_copy_(self._kept, self._statistics)
 
-    def skip(self, update, ledger):
+    def skip(self, update, ledger, unusable=()):
         """The update was not: as if it had not been.
 
         Arguments
@@ -46,22 +47,28 @@ class NonFinite:
             This process's passes and the loss of each.
         ledger : cif_lobes.ledger.Ledger
             Their terms.
+        unusable : list of str
+            What this process could not read, see `cif_lobes.unusable`. Training ends at
+            once: unlike an overflow, it would come back in every epoch.
 
         Returns
         -------
-        str or None
+        Exception or None
             Why training has to end, if it was the last one that `patience` allows.
         """
         self.skipped += 1
         if self._kept:
             torch._foreach_copy_(self._statistics, self._kept)
+        error = gather_unusable(list(unusable), learning=True)
+        if error:
+            return error
         found = gather_objects(explain(update, ledger))
         causes = "; ".join(filter(None, found)) or "the gradient, of a finite loss"
         message = f"not finite: {causes}"
         if self.skipped < self.patience:
             logger.warning(f"{message}. This update is left out")
             return None
-        return (
+        return FloatingPointError(
             f"{message}. {self.skipped} updates in a row were left out, so training ends; "
             "what was learnt before them is saved. Mend or take out the utterances named, "
             "or lower lr if there are none, and run the same command again"

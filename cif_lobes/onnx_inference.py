@@ -18,8 +18,9 @@ import onnxruntime
 import soundfile
 
 from cif_lobes.alignment import FrameClock
-from cif_lobes.audio_files import is_steady, read_mono
 from cif_lobes.program import run_program
+from cif_lobes.recordings import is_steady, read_mono
+from cif_lobes.setting_checks import option_type
 from cif_lobes.tokens import SPACE
 from cif_lobes.transcript import (
     FORMATS,
@@ -151,9 +152,13 @@ def main(argv=None):
         "--format", choices=FORMATS, default="text", help="default: text"
     )
     parser.add_argument(
-        "--channel", type=int, help="of files with several, from 1 (default: mixed)"
+        "--channel",
+        type=option_type(1, "how many"),
+        help="of files with several, from 1 (default: mixed)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument(
+        "--threads", type=option_type(1, "how many"), default=1, help="CPU threads"
+    )
     given = parser.parse_args(argv)
     check_format(parser, given)
     try:

@@ -7,10 +7,19 @@ there is a traceback for these, too.
 
 import os
 import pathlib
+import re
 import select
 import sys
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
+
+# What a DataLoader makes of an error in a worker: the traceback there as its message.
+WORKER = re.compile(
+    r"Caught \w+ in DataLoader worker process \d+\.\nOriginal Traceback.*"
+    r'\n  File "(?P<file>[^"]+)", line [^\n]*\n(?: {4}[^\n]*\n)*'
+    r"[\w.]+: (?P<message>.*)",
+    re.DOTALL,
+)
 
 
 def run_program(main, own_debug=False):
@@ -76,17 +85,20 @@ def is_users(error):
     frame = error.__traceback__
     while frame.tb_next is not None:
         frame = frame.tb_next
-    source = pathlib.Path(frame.tb_frame.f_code.co_filename).resolve()
+    worker = WORKER.fullmatch(str(error))
+    source = worker["file"] if worker else frame.tb_frame.f_code.co_filename
+    source = pathlib.Path(source).resolve()
     script = pathlib.Path(sys.argv[0]).resolve().parent
     beside = script in source.parents and "site-packages" not in source.parts
     return PACKAGE in source.parents or beside
 
 
 def describe(error):
-    """The message of an error; what the system says, without its number."""
+    """The message of an error, also of one in a worker, without what is around it."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    worker = WORKER.fullmatch(str(error))
+    return worker["message"].strip() if worker else str(error)
 
 
 def _stdout_is_closed():

@@ -9,13 +9,15 @@ import logging
 import os
 import pathlib
 import platform
+import resource
 import shlex
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import torch
-from speechbrain.utils.distributed import main_process_only
+from speechbrain.utils.distributed import if_main_process, main_process_only
 
 from cif_lobes.atomic_files import write_atomically
 
@@ -51,6 +53,25 @@ def hardware(device="cpu", processes=1):
     return f"{os.cpu_count()}x {name}, {torch.get_num_threads()} threads"
 
 
+def peak_memory(device="cpu"):
+    """Most memory that this process has held at once.
+
+    Arguments
+    ---------
+    device : str
+        "cpu" or "cuda:0" and the like.
+
+    Returns
+    -------
+    float
+        GB (10^9 bytes): PyTorch's tensors on a GPU; on a CPU, all that is resident.
+    """
+    if str(device).startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
 def this_command():
     """The command line of this process, of torchrun's if that has started it."""
     words, processes = sys.argv, int(os.environ.get("WORLD_SIZE", 1))
@@ -60,6 +81,11 @@ def this_command():
     nodes = processes // local
     where = "--standalone" if nodes == 1 else f"--nnodes={nodes}"
     return shlex.join(["torchrun", where, f"--nproc_per_node={local}", *words])
+
+
+def exit_to_resume(message):
+    """End all processes; one of them says why, and the command to run again."""
+    sys.exit(f"{message}:\n  {this_command()}" if if_main_process() else 1)
 
 
 def commit():
@@ -107,11 +133,13 @@ class RunRecord:
     def __init__(self, folder):
         self.path = pathlib.Path(folder) / "run.json"
         self.epochs_path = pathlib.Path(folder) / "epochs.jsonl"
+        self.device = "cpu"
 
     @main_process_only
     def start(self, hparams_file, seed, parameters, device):
         """Describe the run; one that goes on adds its command, and what has changed."""
         record = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.device = device
         command = this_command()
         record["yaml"] = os.path.relpath(hparams_file)
         record.setdefault("commands", [])
@@ -124,7 +152,11 @@ class RunRecord:
             hardware=_then(record.get("hardware"), hardware(device, processes)),
             processes=_then(record.get("processes"), processes),
             parameters=parameters,
-            versions={"python": platform.python_version(), "torch": torch.__version__},
+            versions={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "speechbrain": version("speechbrain"),
+            },
         )
         if self.longest_seconds is not None:
             record["longest_seconds"] = round(self.longest_seconds, 3)
@@ -142,6 +174,8 @@ class RunRecord:
     @main_process_only
     def epoch(self, number, of, learning_rate, updates, train, valid, scores):
         """Append an epoch's figures and print them with the time that is left.
+
+        The peak memory of the first process so far goes into run.json.
 
         Arguments
         ---------
@@ -167,6 +201,7 @@ class RunRecord:
         # An epoch that is trained again, after a resume, replaces its former line.
         rows = [json.dumps(r) for r in [*earlier, row]]
         write_atomically(self.epochs_path, "\n".join(rows) + "\n")
+        self._keep_peak_memory()
         left = (of - number) * row["seconds"]
         print(
             f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
@@ -174,6 +209,13 @@ class RunRecord:
             f"{scores}  {row['seconds']:.0f} s, {_clock(left)} left",
             flush=True,
         )
+
+    def _keep_peak_memory(self):
+        """The highest of all that have trained this run."""
+        if self.path.exists():
+            record, now = self.load(), round(peak_memory(self.device), 3)
+            record["peak_memory_gb"] = max(record.get("peak_memory_gb", 0), now)
+            write_atomically(self.path, _json(record))
 
     def epochs(self):
         """All epochs so far, as a list of dicts."""

@@ -20,6 +20,8 @@ from ruamel.yaml.error import YAMLError
 # None of them opens a file or runs anything when it is made.
 CLASSES = frozenset(
     """
+    cif_lobes.augment.SpecAugment
+    cif_lobes.augment.SpeedPerturb
     cif_lobes.cif.CIF
     cif_lobes.ctc_attention.CRDNNEncoder
     cif_lobes.decoder.CIFDecoder
@@ -38,6 +40,8 @@ CLASSES = frozenset(
     cif_lobes.tokens.SentencePieceTokenizer
     cif_lobes.tokens.WordPieceTokenizer
     cif_lobes.tokens.WordTokenizer
+    cif_lobes.wave_augmentation.InsertSilence
+    cif_lobes.wave_augmentation.RandomGain
     speechbrain.augment.freq_domain.SpectrogramDrop
     speechbrain.augment.time_domain.SpeedPerturb
     speechbrain.decoders.S2SRNNBeamSearcher

@@ -12,10 +12,14 @@ What a comment says and what is checked are one thing:
 - A default of null allows everything.
 """
 
+import argparse
 import math
 import re
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from cif_lobes.yaml_settings import Setting
 
 REAL = ("_seconds", "_weight")  # endings of names that need not be integers
 WORDS = re.compile(r"[\w-]+(?:, [\w-]+)*,? or [\w-]+")
@@ -84,6 +88,38 @@ def find_misfit(setting, values):
     if not (isinstance(value, int) and isinstance(other, int)) or value % other == 0:
         return None
     return f"a multiple of {match[1]}, which is {other},"
+
+
+def option_type(default, comment, key="value"):
+    """A setting's check for ``argparse``: ``type=option_type(0.4, "0 to 1")``.
+
+    Arguments
+    ---------
+    default : int, float or str
+        Whose type the value has.
+    comment : str
+        What a yaml says of such a setting.
+    key : str
+        Its name there, if it is one that is known: device.
+
+    Returns
+    -------
+    callable
+        From the word of the command line to the value.
+    """
+    setting = Setting(key, str(default), comment)
+
+    def read(word):
+        try:
+            value = YAML(typ="safe", pure=True).load(word)
+        except YAMLError:
+            value = None
+        fault = find_fault(setting, value)
+        if fault:
+            raise argparse.ArgumentTypeError(f"{word}: {fault} expected")
+        return type(default)(value)
+
+    return read
 
 
 def read_value(text):

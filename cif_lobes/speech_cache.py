@@ -21,7 +21,7 @@ from cif_lobes.cache_building import (
     relative_error,
     resumable,
 )
-from cif_lobes.dataio import read_audio
+from cif_lobes.dataio import read_utterance
 from cif_lobes.fithubert import num_frames
 from cif_lobes.manifest import read_manifest
 from cif_lobes.speech_teachers import SpeechTeacher
@@ -80,7 +80,7 @@ def build(hparams):
     if is_up_to_date(path, keys, identity, hparams["overwrite"]):
         return
     frames = {
-        keys[u.id]: _count_frames(u.wav, hparams["sample_rate"], teacher)
+        keys[u.id]: _count_frames(u, hparams["sample_rate"], teacher)
         for u in utterances
     }
     total, state = sum(frames.values()), len(layers) * teacher.width
@@ -207,10 +207,14 @@ def _key(utterance):
     return f"{utterance.id}, {utterance.duration:.3f} s of audio"
 
 
-def _count_frames(wav, sample_rate, teacher):
-    """The teacher's frames of a file, from its header."""
-    info = soundfile.info(wav)
-    samples = -(-info.frames * sample_rate // info.samplerate)  # as resampling rounds
+def _count_frames(utterance, sample_rate, teacher):
+    """The teacher's frames of an utterance, from its file's header."""
+    info = soundfile.info(utterance.wav)
+    count = info.frames
+    if utterance.offset is not None:
+        count -= round(utterance.offset * info.samplerate)
+        count = min(count, round(utterance.duration * info.samplerate))
+    samples = -(-count * sample_rate // info.samplerate)  # as resampling rounds
     return int(num_frames(torch.tensor(samples), teacher.reach, teacher.hop))
 
 
@@ -222,7 +226,7 @@ def _encode(teacher, layers, utterances, hparams):
         # The longest comes first, so this many fit, padding included.
         count = max(1, int(hparams["batch_seconds"] / left[0].duration))
         batch, left = left[:count], left[count:]
-        signals = [read_audio(u.wav, hparams["sample_rate"]) for u in batch]
+        signals = [read_utterance(u, hparams["sample_rate"]) for u in batch]
         states, x_lengths = teacher(
             pad_sequence(signals, batch_first=True).to(hparams["device"]),
             torch.tensor([len(s) for s in signals], device=hparams["device"]),

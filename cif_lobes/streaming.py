@@ -17,13 +17,14 @@ import torch
 
 from cif_lobes.alignment import frame_clock
 from cif_lobes.cif_streaming import CIFStream
-from cif_lobes.dataio import read_audio
+from cif_lobes.dataio import read_utterance
 from cif_lobes.encoder_streaming import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.export import PARAMETERS, open_export, open_run
 from cif_lobes.manifest import read_manifest
 from cif_lobes.precision import full_float32
 from cif_lobes.processes import check_device
 from cif_lobes.program import run_program
+from cif_lobes.setting_checks import option_type
 
 
 class StreamedToken(NamedTuple):
@@ -174,14 +175,13 @@ class StreamingRecognizer:
         return tokens
 
 
-def measure_latency(recognizer, files, chunk_ms):
-    """Latency of every token of the files, fed in chunks as from a microphone.
+def measure_latency(recognizer, utterances, chunk_ms):
+    """Latency of every token of some recordings, fed in chunks as from a microphone.
 
     Arguments
     ---------
     recognizer : StreamingRecognizer
-    files : list of str
-        Audio files.
+    utterances : list of cif_lobes.manifest.Utterance
     chunk_ms : float
         Audio that arrives at once, in milliseconds.
 
@@ -191,8 +191,8 @@ def measure_latency(recognizer, files, chunk_ms):
         Milliseconds.
     """
     latencies, size = [], round(chunk_ms * recognizer.sample_rate / 1000)
-    for file in files:
-        signal = read_audio(file, recognizer.sample_rate)
+    for u in utterances:
+        signal = read_utterance(u, recognizer.sample_rate)
         tokens = [t for chunk in signal.split(size) for t in recognizer.push(chunk)]
         tokens += recognizer.finish()
         latencies += [1000 * token.latency for token in tokens]
@@ -207,9 +207,19 @@ def main(argv=None):
     add = parser.add_argument
     add("model", help="output_folder of a training run, or an exported folder")
     add("--csv", required=True, help="utterances to recognise (ID, wav, wrd)")
-    add("--limit", type=int, help="how many of them, from the first on (default: all)")
-    add("--chunk_ms", type=float, default=40.0, help="audio that arrives at once, ms")
-    add("--device", default="cpu", help="cpu or cuda")
+    add(
+        "--limit",
+        type=option_type(1, "how many"),
+        help="how many of them, from the first on (default: all)",
+    )
+    add(
+        "--chunk_ms",
+        type=option_type(40.0, "ms"),
+        default=40.0,
+        help="audio that arrives at once, ms",
+    )
+    device = option_type("cpu", "", "device")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     is_export = pathlib.Path(given.model, PARAMETERS).exists()
     kind = StreamingRecognizer
@@ -218,13 +228,15 @@ def main(argv=None):
         recognizer = load(given.model, None, given.device)
     except (FileNotFoundError, ValueError) as error:
         parser.error(f"{given.model}: {error}")
-    files = [u.wav for u in read_manifest(given.csv)][: given.limit]
-    latencies = sorted(measure_latency(recognizer, files, given.chunk_ms))
+    utterances = read_manifest(given.csv)[: given.limit]
+    latencies = sorted(measure_latency(recognizer, utterances, given.chunk_ms))
     if len(latencies) < 2:
-        return print(f"{len(latencies)} tokens in {len(files)} utterances: too few")
+        return print(
+            f"{len(latencies)} tokens in {len(utterances)} utterances: too few"
+        )
     high = statistics.quantiles(latencies, n=10)[-1]
     print(
-        f"{len(latencies)} tokens of {len(files)} utterances, audio in chunks of "
+        f"{len(latencies)} tokens of {len(utterances)} utterances, audio in chunks of "
         f"{given.chunk_ms:g} ms: latency {statistics.median(latencies):.0f} ms in the "
         f"median, {high:.0f} ms at 90 %; algorithmic, at most "
         f"{1000 * recognizer.algorithmic_latency:.1f} ms"

@@ -20,6 +20,7 @@ from cif_lobes.language_model import fuse
 from cif_lobes.pretrained import fill
 from cif_lobes.scoring import ErrorRate
 from cif_lobes.searcher import BeamSearcher
+from cif_lobes.unusable import gather_unusable
 
 ERRORS = ("substitutions", "deletions", "insertions")
 SETTINGS = ("average", "num_checkpoints", "beam", "lm_weight", "tail_threshold")
@@ -109,6 +110,9 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
     errors, length = {setting: collections.Counter() for setting in settings}, 0
     brain.modules.eval()
     for batch in tqdm(brain.make_dataloader(dataset, sb.Stage.TEST, **options)):
+        error = gather_unusable(batch.unusable, learning=False)
+        if error:
+            raise error
         encoded, (_, x_lengths) = brain.encode(batch, sb.Stage.TEST)
         hypotheses = {key: [None] * len(batch.id) for key in searchers}
         lengths = x_lengths.new_full(x_lengths.shape, -1)

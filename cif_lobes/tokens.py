@@ -30,7 +30,7 @@ class Tokenizer:
         Output symbols V, the four specials included. A vocabulary may have fewer
         (the remaining outputs are never a target), not more.
     language : str
-        "zh" or "en": which text normalisation is applied before splitting.
+        "zh", "en" or "none": which text normalisation is applied before splitting.
     """
 
     blank_index, bos_index, eos_index, unk_index = BLANK, BOS, EOS, UNK
@@ -213,7 +213,7 @@ class SentencePieceTokenizer(Tokenizer):
     vocab_size : int
         Output symbols V, specials included.
     language : str
-        "zh" or "en".
+        "zh", "en" or "none".
     model_type : str
         "unigram", or "bpe", whose pieces grow to whole words with vocab_size.
 
@@ -303,7 +303,7 @@ class WordPieceTokenizer(Tokenizer):
     vocab_size : int
         Output symbols V, specials included; the most frequent pieces are kept.
     language : str
-        "zh" or "en".
+        "zh", "en" or "none".
     teacher_vocab : str
         The teacher's vocab.txt.
     """

@@ -30,6 +30,7 @@ from cif_lobes.ledger import Ledger
 from cif_lobes.nonfinite import NonFinite
 from cif_lobes.precision import set_tf32
 from cif_lobes.processes import rank_and_processes, share_batches
+from cif_lobes.unusable import gather_unusable, note_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class TrainingBrain(sb.Brain):
         # A process without utterances computes a stand-in, for nothing: all must take
         # part when gradients are summed.
         self.ledger = self.update_ledger if this.counts else Ledger()
+        self._note_unusable(batch)
         with self.no_sync(not this.ends_update):
             with self.training_ctx:
                 predictions = self.compute_forward(batch, sb.Stage.TRAIN)
@@ -134,7 +136,9 @@ class TrainingBrain(sb.Brain):
         self.stopping, self.saving = interrupted > 0, due > 0
         # fp16 overflows now and then; its scaler passes over such steps by itself.
         if broken or not (math.isfinite(norm_value) or self.scaler.is_enabled()):
-            self.failure = self.nonfinite.skip(self.update, self.update_ledger)
+            self.failure = self.nonfinite.skip(
+                self.update, self.update_ledger, self.unusable
+            )
         else:
             torch.nn.utils.clip_grads_with_norm_(trained, self.max_grad_norm, norm)
             self.scaler.step(self.optimizer)
@@ -148,8 +152,8 @@ class TrainingBrain(sb.Brain):
         self._begin_update()
 
     def _totals(self):
-        """Units, loss, whether it is not finite, whether somebody wants to stop, or to
-        save: [5], summed over the processes, on the device."""
+        """Units, loss, whether it or a recording is no good, whether somebody wants to
+        stop, or to save: [5], summed over the processes, on the device."""
         losses = [loss.float() for _, loss in self.update]
         # Filled where it is: a copy from the host would wait for the device.
         totals = torch.zeros(5, device=self.device)
@@ -158,6 +162,7 @@ class TrainingBrain(sb.Brain):
             losses = torch.stack(losses)
             totals[1] = losses.sum()
             totals[2] = (~losses.isfinite()).sum()
+        totals[2] += len(self.unusable)
         totals[3].fill_(self.interrupted)
         totals[4].fill_(self._checkpoint_is_due() and if_main_process())
         if self.distributed_launch:
@@ -182,12 +187,14 @@ class TrainingBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Fresh figures for a stage; TF32 in training only."""
         set_tf32(stage == sb.Stage.TRAIN and self.hparams.tf32)
-        self.epoch = epoch
+        self.epoch, self.unusable = epoch, []
         if stage == sb.Stage.TRAIN:
             self.train_sampler.set_epoch(epoch)
-            # The same place in the epoch, whatever number of processes has got there.
-            self.train_sampler.start = self.updates_in_epoch
-            self.step = self.train_sampler.first_pass(self.updates_in_epoch)
+            # The same place in the epoch, whatever number of processes has got there;
+            # its end, if utterances have been taken out of the manifest.
+            begin = min(self.updates_in_epoch, self.train_sampler.num_updates)
+            self.train_sampler.start = begin
+            self.step = self.train_sampler.first_pass(begin)
             self.update_loss, self.saved_at = math.nan, (time.monotonic(), self.step)
             self._begin_update()
             if self.updates_in_epoch == 0:  # not resumed within the epoch
@@ -207,6 +214,11 @@ class TrainingBrain(sb.Brain):
             self.train_figures = figures
             self.updates_in_epoch = 0
             return
+        unusable = gather_unusable(self.unusable, stage == sb.Stage.VALID)
+        if unusable and stage == sb.Stage.VALID:
+            self._stop_before_validation(unusable)
+        if unusable:
+            raise unusable
         figures |= self.scores()
         if stage == sb.Stage.TEST:
             self.test_figures = figures
@@ -232,6 +244,24 @@ class TrainingBrain(sb.Brain):
         self.checkpointer.delete_checkpoints(
             num_to_keep=0, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta
         )
+
+    # --- recordings that cannot be read ---
+
+    def evaluate_batch(self, batch, stage):
+        """As SpeechBrain's; what cannot be read is noted."""
+        self._note_unusable(batch)
+        return super().evaluate_batch(batch, stage)
+
+    def _note_unusable(self, batch):
+        self.unusable += filter(None, getattr(batch, "unusable", []))
+
+    def _stop_before_validation(self, error):
+        """Save an epoch of which only the validation is left to do, then raise."""
+        self.failure = error
+        self.updates_in_epoch = self.train_sampler.num_updates
+        # Its figures have been added up over the processes: each has the sum.
+        self.train_ledger.leave_to_the_first()
+        self._save_intra_epoch_ckpt()
 
     # --- processes, data order, interruption, checkpoints ---
 
@@ -264,9 +294,11 @@ class TrainingBrain(sb.Brain):
             elif len(dataset) < processes:
                 raise ValueError(
                     f"{processes} processes cannot share {len(dataset)} training "
-                    "utterances: an update takes one at least for each. Start fewer: "
+                    "utterances: some would have nothing to do. Start fewer: "
                     f"torchrun --nproc_per_node={len(dataset)}, or give more data"
                 )
+        # Language models have no sample rate.
+        dataset = note_unusable(dataset, getattr(self.hparams, "sample_rate", None))
         return super().make_dataloader(dataset, stage, None, **loader_kwargs)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
@@ -333,7 +365,7 @@ class TrainingBrain(sb.Brain):
         super()._save_intra_epoch_ckpt()
         self.saved_at = time.monotonic(), self.step
         if self.failure:
-            raise FloatingPointError(self.failure)
+            raise self.failure
         if self.stopping:
             raise KeyboardInterrupt
 

@@ -21,7 +21,9 @@ def check_format(parser, given):
 def skip_message(file, error):
     """What is said of a file that cannot be read."""
     known = pathlib.Path(file).exists()
-    cause = f"{error} Try: ffmpeg -i IN OUT.flac" if known else "no such file"
+    cause = str(error).removeprefix(f"{file}: ") if known else "no such file"
+    if known and "ffmpeg" not in cause:
+        cause += " Try: ffmpeg -i IN OUT.flac"
     return f"skipped {file}: {cause}"
 
 

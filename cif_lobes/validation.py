@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
+from cif_lobes.audio_checks import AudioMemory
 from cif_lobes.manifest import (
     REMEDIES,
     measure,
@@ -24,8 +25,11 @@ from cif_lobes.manifest import (
     write_manifest,
 )
 from cif_lobes.text import normalize
+from cif_lobes.text_report import report_texts
 
 logger = logging.getLogger(__name__)
+
+MEMORY = "decoded.txt"  # remembers what check_audio has decoded
 
 # One row of rejected.csv; reason is a key of REMEDIES.
 Rejected = collections.namedtuple("Rejected", "ID split wav reason detail")
@@ -35,13 +39,21 @@ Rejected = collections.namedtuple("Rejected", "ID split wav reason detail")
 class Limits:
     """What an utterance must satisfy to be trained on or scored."""
 
-    language: str  # "zh" or "en": which text normalisation
+    language: str  # "zh", "en" or "none": which text normalisation
     sample_rate: int | None = None  # Hz; None accepts any, resampled when loaded
     min_duration: float = 0.2  # seconds
     max_duration: float = 40.0  # seconds; the longest of LibriSpeech has 35
     # One token per encoder frame of 80 ms, end of sentence included, is all that CIF
     # can fire. Speed perturbation by 1.1 leaves a tenth less.
     max_tokens_per_second: float = 12.5
+    check_audio: str = "full"  # decode every file once; "header": read its header only
+
+    def __post_init__(self):
+        if self.check_audio not in ("full", "header"):
+            raise ValueError(
+                f"check_audio is {self.check_audio!r}: full (decode every file once) or "
+                "header"
+            )
 
 
 def preparer_options(doc, data_folder):
@@ -69,13 +81,22 @@ def preparer_options(doc, data_folder):
         default=0.01,
         help="largest share of a csv, 0 to 1, that may be rejected [%(default)s]",
     )
+    parser.add_argument(
+        "--check_audio",
+        choices=("full", "header"),
+        default="full",
+        help="decode every file once, or read its header only [%(default)s]",
+    )
     return parser
 
 
-def check_utterances(utterances, split, limits, count_tokens=None, taken=None):
+def check_utterances(
+    utterances, split, limits, count_tokens=None, taken=None, examined=None
+):
     """Separate the utterances that can be used from those that cannot.
 
-    Headers are read, samples are not: a FLAC file that breaks off in the middle passes.
+    Headers are read; without `examined`, samples are not, and a FLAC file that breaks off
+    in the middle passes.
 
     Arguments
     ---------
@@ -89,6 +110,8 @@ def check_utterances(utterances, split, limits, count_tokens=None, taken=None):
     taken : dict of str to str, optional
         Audio path by id in the splits before; gains this split's. An id that is
         another recording's there is a duplicate here.
+    examined : dict of str to cif_lobes.audio_checks.Examined, optional
+        What decoding found, by audio path.
 
     Returns
     -------
@@ -104,7 +127,7 @@ def check_utterances(utterances, split, limits, count_tokens=None, taken=None):
     >>> accepted, rejected[0].reason
     ([], 'missing audio')
     """
-    taken = {} if taken is None else taken
+    taken, examined = {} if taken is None else taken, examined or {}
     if count_tokens is None:
         count_tokens = len if limits.language == "zh" else lambda t: len(t.split())
     accepted, rejected, seen = [], [], set()
@@ -113,6 +136,8 @@ def check_utterances(utterances, split, limits, count_tokens=None, taken=None):
         bar = tqdm(measured, split, len(utterances), unit=" files", disable=None)
         for u, rate, problem in bar:
             u = dataclasses.replace(u, wrd=u.wrd and normalize(u.wrd, limits.language))
+            if not problem and u.wav in examined:
+                u, problem = _decoded(u, examined[u.wav])
             if u.id in seen:
                 problem = "duplicate id", f"also earlier in {split}"
             elif taken.setdefault(u.id, u.wav) != u.wav:
@@ -130,7 +155,7 @@ def check_utterances(utterances, split, limits, count_tokens=None, taken=None):
     return accepted, rejected
 
 
-def prepare_splits(splits, save_folder, limits, max_rejected=0.01):
+def prepare_splits(splits, save_folder, limits, max_rejected=0.01, audio_memory=None):
     """Check splits; write save_folder/<split>.csv and rejected.csv.
 
     Does nothing if prepared.txt has the hash of these very inputs (rows, limits, size
@@ -143,6 +168,8 @@ def prepare_splits(splits, save_folder, limits, max_rejected=0.01):
     limits : Limits
     max_rejected : float
         Largest share of a split, 0 to 1, that may be rejected.
+    audio_memory : str, optional
+        File that remembers what was decoded; by default in save_folder.
 
     Returns
     -------
@@ -165,11 +192,18 @@ def prepare_splits(splits, save_folder, limits, max_rejected=0.01):
         return {}
     # Until all is written, no record may vouch for the files.
     record.unlink(missing_ok=True)
-    accepted, rejected, taken = {}, {}, {}
+    accepted, rejected, taken, examined = {}, {}, {}, {}
+    if limits.check_audio == "full":
+        memory = AudioMemory(audio_memory or folder / MEMORY)
+        examined = memory.examine(u.wav for rows in splits.values() for u in rows)
     for split, rows in splits.items():
-        kept, lost = check_utterances(rows, split, limits, taken=taken)
+        kept, lost = check_utterances(
+            rows, split, limits, taken=taken, examined=examined
+        )
         print(f"{split}: {len(kept):,} utterances; rejected: {_per_reason(lost)}")
         accepted[split], rejected[split] = kept, lost
+        for line in report_texts(kept) if split == "train" else ():
+            print(f"{split}: {line}")
     lost = [row for rows in rejected.values() for row in rows]
     write_csv(folder / "rejected.csv", Rejected._fields, lost)
     for split, kept in accepted.items():
@@ -180,8 +214,16 @@ def prepare_splits(splits, save_folder, limits, max_rejected=0.01):
     return accepted
 
 
-def prepare_own_data(csvs, save_folder, language, max_rejected=0.01, **limits):
-    """Check users' own csv files and write the manifests that training reads.
+def prepare_own_data(
+    csvs,
+    save_folder,
+    language,
+    max_rejected=0.01,
+    data_root=None,
+    audio_memory=None,
+    **limits,
+):
+    """Check users' own manifests and write those that training reads.
 
     Arguments
     ---------
@@ -189,7 +231,9 @@ def prepare_own_data(csvs, save_folder, language, max_rejected=0.01, **limits):
         {"train": path, "valid": path, "test": [paths]}; any of them may be left out.
     save_folder : str
         Receives train.csv, valid.csv, and each test csv under its own file name.
-    language, max_rejected, **limits
+    data_root : str, optional
+        See `cif_lobes.manifest.read_rows`.
+    language, max_rejected, audio_memory, **limits
         As in `Limits` and `prepare_splits`.
 
     Returns
@@ -208,8 +252,9 @@ def prepare_own_data(csvs, save_folder, language, max_rejected=0.01, **limits):
                 "place. Move it out of the save folder, or rename it (a test csv keeps "
                 "its name)"
             )
-        splits[name], targets[name] = read_rows(source), target
-    prepare_splits(splits, save_folder, Limits(language, **limits), max_rejected)
+        splits[name], targets[name] = read_rows(source, data_root), target
+    limits = Limits(language, **limits)
+    prepare_splits(splits, save_folder, limits, max_rejected, audio_memory)
     return targets
 
 
@@ -230,6 +275,15 @@ def check_counts(split, found, published):
             f"{split} is not the published one: its results do not compare. Unless it "
             "is meant to be a part, see rejected.csv or download the corpus again"
         )
+
+
+def _decoded(u, examined):
+    """The utterance with the duration that decoding found, the problem or None."""
+    if examined.fault:
+        return u, ("broken audio", examined.fault)
+    if u.offset is None:  # that of the header may be a guess, as an mp3's is
+        u = dataclasses.replace(u, duration=examined.seconds)
+    return u, None
 
 
 def _limit_problem(u, rate, limits, count_tokens):
@@ -280,7 +334,9 @@ def _fingerprint(splits, limits, max_rejected):
             for u, stamp in zip(utterances, stamps, strict=True):
                 # Normalised, so that a change of the rules makes the manifests again.
                 text = u.wrd and normalize(u.wrd, limits.language)
-                digest.update(f"{split, u.id, u.wav, u.spk_id, text, stamp}".encode())
+                stretch = None if u.offset is None else (u.offset, u.duration)
+                row = split, u.id, u.wav, u.spk_id, text, stamp, stretch
+                digest.update(f"{row}".encode())
     return digest.hexdigest()
 
 

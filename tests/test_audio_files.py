@@ -1,91 +1,101 @@
-"""Recordings that can be read, and are not what they seem."""
+"""Files that break off, or whose samples are no numbers, are found and named."""
 
-import struct
+import pickle
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import speak
 
-from cif_lobes.audio_files import is_steady, missing_seconds, mix_down, read_mono
-
-RATE = 16000
-TIME = np.arange(3 * RATE) / RATE
-
-
-def coloured(slope):
-    """Noise whose power falls with frequency ** slope."""
-    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(3 * RATE))
-    hertz = np.maximum(np.arange(len(spectrum)) / 3, 20)
-    return np.fft.irfft(spectrum / hertz ** (slope / 2)).astype("float32")
+from cif_lobes import audio_files, manifest
+from cif_lobes.audio_files import UnusableAudio, examine, read
+from cif_lobes.dataio import read_utterance
+from cif_lobes.manifest import Utterance
 
 
-def test_a_wav_file_that_breaks_off(tmp_path, caplog):
-    path = tmp_path / "whole.wav"
-    soundfile.write(path, speak("abcd"), RATE)
-    assert missing_seconds(path) == 0.0
-    broken = tmp_path / "broken.wav"
-    broken.write_bytes(path.read_bytes()[: -RATE * 2 // 4])  # 16 bit, a quarter second
-    assert missing_seconds(broken) == 0.25
-    signal, rate = read_mono(broken)
-    assert (len(signal), rate) == (len(speak("abcd")) - RATE // 4, RATE)
-    assert f"{broken}: holds 0.91 s, its header says 0.25 s more" in caplog.text
-    # Written as a stream: nobody knew the size.
-    content = bytearray(path.read_bytes())
-    where = content.index(b"data") + 4
-    for size in 0, 0xFFFFFFFF:
-        content[where : where + 4] = struct.pack("<I", size)
-        broken.write_bytes(content)
-        assert missing_seconds(broken) == 0.0
-    # A chunk before the samples, of odd size, and another format.
-    riff, rest = path.read_bytes()[:12], path.read_bytes()[12:]
-    broken.write_bytes(riff + b"LIST" + struct.pack("<I", 3) + b"abc\0" + rest[:-3200])
-    assert missing_seconds(broken) == 0.1
-    soundfile.write(tmp_path / "a.flac", speak("abcd"), RATE)
-    assert missing_seconds(tmp_path / "a.flac") == 0.0
-    (tmp_path / "short").write_bytes(b"RIFF")
-    assert missing_seconds(tmp_path / "short") == 0.0
+def noise(path, seconds=4.0, **kwargs):
+    rng = np.random.default_rng(0)
+    samples = 0.1 * rng.standard_normal(round(seconds * 16000))
+    soundfile.write(path, samples, 16000, **kwargs)
+    return path
 
 
-def test_channels():
-    speech, other = speak("abcd"), speak("dcba")
-    both = np.stack([speech, other], axis=1)
-    assert np.array_equal(mix_down(both), both.mean(axis=1))
-    assert np.array_equal(mix_down(both, 2), other)
-    opposite = np.stack([speech, -speech], axis=1)
-    with pytest.raises(ValueError, match="2 channels cancel each other"):
-        mix_down(opposite)
-    assert np.array_equal(mix_down(opposite, 1), speech)
-    for channel in 0, 3:
-        with pytest.raises(ValueError, match=f"channel is {channel}, it has 2"):
-            mix_down(both, channel)
-    # Silence, one channel of many, and unrelated noise are no opposite phases.
-    assert not mix_down(np.zeros((100, 2), "float32")).any()
-    assert mix_down(np.pad(speech[:, None], [(0, 0), (0, 7)])).any()
-    assert mix_down(np.random.default_rng(0).standard_normal((RATE, 16))).any()
+def halve(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    return path
 
 
-@pytest.mark.parametrize("gain", [1e-4, 1.0])
-@pytest.mark.parametrize(
-    "sound",
-    [coloured(0), coloured(1), np.sin(2 * np.pi * 440 * TIME), np.ones(RATE)],
-    ids=["white", "pink", "tone", "offset"],
-)
-def test_what_is_steady(sound, gain):
-    """Also if it begins or ends within the recording."""
-    assert is_steady(gain * sound, RATE)
-    assert is_steady(np.concatenate([gain * sound, np.zeros(RATE)]), RATE)
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff"])
+def test_a_file_that_breaks_off(tmp_path, suffix):
+    path = noise(tmp_path / f"a.{suffix}")
+    assert examine(path) == (4.0, "")
+    assert len(read(path)[0]) == 64000
+    halve(path)
+    seconds, fault = examine(path)
+    assert seconds < 3 and ("breaks off after" in fault or "cannot be decoded" in fault)
+    with pytest.raises(UnusableAudio, match=f"utterance u1 .*a.{suffix}: it .*ffmpeg"):
+        read_utterance(Utterance("u1", 4.0, str(path), "", "hi"), 16000)
 
 
-def test_nothing_is_steady():
-    for samples in 0, 1, 300, RATE:
-        assert is_steady(np.zeros(samples, "float32"), RATE)
-    assert is_steady(np.ones(1, "float32"), RATE)
+def test_headers_tell_of_a_wav_that_breaks_off(tmp_path):
+    path = halve(noise(tmp_path / "a.wav"))
+    u, _, problem = manifest.measure(Utterance("u1", None, str(path), "", "hi"))
+    assert problem == ("broken audio", "it breaks off after 2.0 of 4.0 s")
 
 
-@pytest.mark.parametrize("text", ["ab", "abcdabcd"])
-def test_speech_is_not_steady(text):
-    speech = speak(text)
-    assert not is_steady(speech, RATE)
-    noise = 0.01 * coloured(0)
-    assert not is_steady(np.concatenate([noise, speech, noise]), RATE)
+def test_a_wav_out_of_a_pipe_is_whole(tmp_path):
+    """Its header promises all the bytes that there can be."""
+    path = noise(tmp_path / "a.wav")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data")
+    data[at + 4 : at + 8] = b"\xff" * 4
+    path.write_bytes(data)
+    assert examine(path) == (4.0, "")
+
+
+@pytest.mark.parametrize("bitrate_mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_without_its_length_is_whole(tmp_path, bitrate_mode):
+    """libsndfile guesses its length from the first frame, which here is of silence."""
+    rng = np.random.default_rng(0)
+    samples = np.append(np.zeros(32000), 0.1 * rng.standard_normal(32000))
+    path = tmp_path / "a.mp3"
+    soundfile.write(
+        path, samples, 16000, bitrate_mode=bitrate_mode, compression_level=0.5
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[data.index(b"\xff\xf3", 4) :])
+    if bitrate_mode == "VARIABLE":
+        assert soundfile.info(path).duration > 6
+    seconds, fault = examine(path)
+    assert fault == "" and seconds == pytest.approx(4, abs=0.2)
+    assert len(read(path)[0]) == round(seconds * 16000)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers(tmp_path, value, monkeypatch):
+    samples = np.zeros((48000, 2), "float32")
+    samples[40000, 1] = value
+    path = tmp_path / "a.wav"
+    soundfile.write(path, samples, 16000, "FLOAT")
+    monkeypatch.setattr(audio_files, "BLOCK", 30000)
+    said = r"sample 40,000 \(2.50 s\) is NaN or infinite"
+    assert examine(path)[1] == said.replace("\\", "")
+    with pytest.raises(UnusableAudio, match=f"a.wav: {said}"):
+        read(path)
+    with pytest.raises(UnusableAudio, match=said):
+        read(path, offset=2.0, duration=1.0)
+    assert len(read(path, offset=0.0, duration=2.0)[0]) == 32000
+
+
+def test_a_stretch_beyond_the_end(tmp_path):
+    path = noise(tmp_path / "a.wav")
+    with pytest.raises(UnusableAudio, match="a.wav: it ends before 5.0 s"):
+        read(path, offset=3.0, duration=2.0)
+
+
+def test_the_message_survives_a_worker():
+    """What torch makes of an exception in a worker, and pickling."""
+    error = UnusableAudio("utterance u1 cannot be read: a.wav: no")
+    name = f"{UnusableAudio.__module__}.UnusableAudio"
+    again = UnusableAudio(f"Caught it.\nTraceback:\n  ...\n{name}: {error}\n")
+    assert str(again) == str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -196,7 +196,7 @@ def losses_of(teacher, heads, heads_only=False, centre=None, ledger=None):
         fired=SimpleNamespace(embeddings=vectors),
         states=states,
         tokens=torch.arange(6).view(2, 3),
-        token_lengths=Lengths(torch.tensor([3, 3]), torch.tensor([3, 3])),
+        token_lengths=Lengths(torch.tensor([3, 2]), torch.tensor([3, 2])),
     )
     hparams = SimpleNamespace(
         acd_weight=1.0,
@@ -227,6 +227,13 @@ def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only, shape)
         assert (head.weight.grad.abs().sum(1) > 0).all()
     for x in inputs:
         assert (x.grad is None) == heads_only
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5)])
+def test_a_teacher_of_other_tokens_is_refused(shape):
+    heads = {name: TeacherHead(4, shape) for name in ("acd_head", "lrd_head")}
+    with pytest.raises(ValueError, match="4 teacher states for 3 tokens"):
+        losses_of(torch.randn(2, 4, *shape), heads)
 
 
 @pytest.mark.parametrize("centred", [True, False])

@@ -1,4 +1,4 @@
-"""The manifest: its file format, the checks, users' own data, and text folding."""
+"""The manifest: its file format, the checks, users' own data."""
 
 import csv
 import dataclasses
@@ -13,7 +13,6 @@ import soundfile
 
 from cif_lobes import manifest, validation
 from cif_lobes.manifest import Utterance
-from cif_lobes.text import normalize
 from cif_lobes.validation import Limits
 
 EN = Limits("en")
@@ -45,33 +44,6 @@ def check_one(u, limits=EN, **kwargs):
 @pytest.fixture
 def good(tmp_path):
     return Utterance("a", None, write_audio(tmp_path / "a.wav"), "s1", "Hello  World")
-
-
-# Text
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        ("ＡＢ股 １２ \u3000涨\tiPhone", "zh", "ab股12涨iphone"),
-        ("他说，好！", "zh", "他说，好！"),
-        ("  IT’S  THE\nDOGS‘ ", "en", "it's the dogs'"),
-    ],
-)
-def test_normalize(text, language, expected):
-    assert normalize(text, language) == expected
-
-
-@pytest.mark.parametrize("language", ["zh", "en"])
-def test_normalize_is_idempotent_on_every_character(language):
-    for code in range(0x20000):  # all characters that have cases or widths
-        once = normalize(f"a{chr(code)}B", language)
-        assert normalize(once, language) == once, hex(code)
-
-
-def test_normalize_refuses_unknown_language():
-    with pytest.raises(ValueError, match="'fr'"):
-        normalize("bonjour", "fr")
 
 
 # Reading and writing
@@ -143,7 +115,14 @@ def test_a_manifest_is_read_again_only_if_it_has_changed(tmp_path, good, monkeyp
     ("lines", "message"),
     [
         (["ID,wav", "a,a.wav"], "needed are ID, wav, wrd"),
-        (["ID,wav,wrd,start", "a,a.wav,hi,0"], "columns are .*'start'"),
+        (["ID,wav,wrd"], "has no utterance, only a header"),
+        (
+            ["ID,wav,wrd", '"a,a.wav,hi', "b," + "x" * 140000],
+            "line 0.*quote never closed",
+        ),
+        (["ID,wav,wrd,start", "a,a.wav,hi,0.5"], "line 2: start 0.5.*count samples"),
+        (["ID,wav,wrd,offset", "a,a.wav,hi,-1"], "line 2: offset -1.0"),
+        (["ID,wav,wrd,offset", "a,a.wav,hi,1.2"], "a: outside audio .*file has 1 s"),
         ([], r"columns are \[\]"),
         (["ID,wav,wrd", "a,a.wav,well, hi"], "line 2: 4 cells under 3 columns"),
         (["ID,wav,wrd", "a,a.wav"], "line 2: 2 cells under 3 columns"),
@@ -161,9 +140,17 @@ def test_read_errors_name_file_and_row(tmp_path, good, lines, message):
 
 
 def test_read_says_how_to_convert_other_encodings(tmp_path):
-    (tmp_path / "m.csv").write_bytes("ID,wav,wrd\na,a.wav,你好\n".encode("gbk"))
-    with pytest.raises(ValueError, match="iconv -f GB18030"):
-        manifest.read_manifest(tmp_path / "m.csv")
+    """The line, and the encoding if it can be told."""
+    for encoding, message in (
+        ("gb18030", "m.csv, line 3: this is GBK .* iconv -f GB18030"),
+        ("utf-16", "m.csv is UTF-16, .* iconv -f UTF-16"),
+        ("latin-1", "m.csv, line 3: not UTF-8: .*CP1252"),
+    ):
+        text = "é" if encoding == "latin-1" else "你好"
+        data = f"ID,wav,wrd\na,a.wav,hi\nb,b.wav,{text}\n".encode(encoding)
+        (tmp_path / "m.csv").write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            manifest.read_manifest(tmp_path / "m.csv")
 
 
 # Checks
@@ -183,6 +170,7 @@ def test_every_reason(tmp_path, good):
         "missing transcript": {"wrd": None},
         "empty text": {"wrd": " \u3000"},
         "missing audio": {"wav": str(tmp_path / "lost.wav")},
+        "outside audio": {"offset": 0.5, "duration": 0.7},
         "empty audio": {"wav": str(tmp_path / "zero.wav")},
         "broken audio": {"wav": str(tmp_path / "junk.wav")},
         "wrong sample rate": {"wav": write_audio(tmp_path / "8k.wav", rate=8000)},

@@ -16,14 +16,15 @@ from cif_lobes.nonfinite import NonFinite, explain
 
 @pytest.fixture
 def poisoned(corpus, tmp_path):
-    """The tone corpus, of which the first utterances have a NaN sample."""
+    """The tone corpus, of which the first utterances have a sample whose square is more
+    than float32 holds: no fault of a file, but features that are not finite."""
 
     def make(count):
         path = write_corpus(tmp_path / "poisoned", 48, 1, suffix="wav")
         names = [row["wav"] for row in csv.DictReader(path.open())]
         for name in names[:count]:
             audio, rate = soundfile.read(path.parent / name, dtype="float32")
-            audio[len(audio) // 2] = np.nan
+            audio[len(audio) // 2] = 1e30
             soundfile.write(path.parent / name, audio, rate, "FLOAT")
         return path, corpus[1]
 
@@ -38,8 +39,7 @@ def test_one_bad_recording(poisoned, tmp_path, processes):
     gloo = ["--distributed_backend", "gloo"]
     done = train([*arguments, *gloo], processes=processes)
     output = done.stdout + done.stderr
-    cause = "signal of utterance utt1-000 has NaN or infinite values"
-    assert cause in output and "This update is left out" in output
+    assert "This update is left out" in output and "of the utterances utt1-" in output
     for value in last_checkpoint(tmp_path / "run").values():
         assert value.isfinite().all()
     lines = (tmp_path / "run/epochs.jsonl").read_text().splitlines()
@@ -81,7 +81,7 @@ def test_patience_is_for_updates_in_a_row(caplog):
     assert guard.skip([], Ledger()) is None
     guard.keep()
     assert guard.skip([], Ledger()) is None
-    assert "2 updates in a row" in guard.skip([], Ledger())
+    assert "2 updates in a row" in str(guard.skip([], Ledger()))
     assert "the gradient, of a finite loss" in caplog.text
 
 

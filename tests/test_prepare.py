@@ -145,6 +145,23 @@ def test_aishell_without_transcript_or_recording(aishell_folder, tmp_path, capsy
     assert len(read_manifest(tmp_path / "save" / "train.csv")) == 5
 
 
+def test_aishell_2_writes_tabs(aishell_folder, tmp_path):
+    transcript = aishell_folder / "data_aishell/transcript/aishell_transcript_v0.8.txt"
+    lines = transcript.read_text(encoding="utf-8").splitlines()
+    tabs = "".join(line.replace(" ", "\t", 1) + "\n" for line in lines)
+    transcript.write_text(tabs, encoding="utf-8")
+    aishell.prepare_aishell(aishell_folder, tmp_path / "save")
+    first = read_manifest(tmp_path / "save" / "train.csv")[0]
+    assert first.wrd == "而对a股122"
+
+
+def test_aishell_in_another_encoding(aishell_folder, tmp_path):
+    transcript = aishell_folder / "data_aishell/transcript/aishell_transcript_v0.8.txt"
+    transcript.write_bytes(transcript.read_text(encoding="utf-8").encode("gbk"))
+    with pytest.raises(ValueError, match="transcript_v0.8.txt, line 1: this is GBK"):
+        aishell.prepare_aishell(aishell_folder, tmp_path / "save")
+
+
 def test_aishell_expects_16_khz(aishell_folder, tmp_path):
     wav = aishell_folder / "data_aishell/wav/dev/S0724/BAC009S0724W0122.wav"
     write_audio(wav, rate=8000)

@@ -6,6 +6,7 @@ import torch.multiprocessing
 from conftest import write_corpus
 from speechbrain import Stage
 
+from cif_lobes import training_brain
 from cif_lobes.dataio import eval_loader_options
 from cif_lobes.fithubert_brain import FitHuBERTBrain, Predictions, make_audio_dataset
 from cif_lobes.ledger import Ledger
@@ -57,7 +58,7 @@ def test_batches_for_a_gpu_are_pinned(sampler, stage, device):
 
 
 def test_more_processes_than_utterances_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(training_brain, "rank_and_processes", lambda: (0, 3))
     with pytest.raises(ValueError, match="3 processes cannot share 2 training"):
         make_brain(distributed=True).make_dataloader([0, 0], Stage.TRAIN)
 

@@ -1,10 +1,12 @@
 """Users' mistakes are one message; a closed pipe is none."""
 
+import functools
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
 
 from cif_lobes import program
@@ -76,6 +78,33 @@ def test_the_line_of_a_script_itself_is_ours(monkeypatch, tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "tool.py: say what\n")
+
+
+class Unreadable(torch.utils.data.Dataset):
+    """What cannot be read by our own code, or by a library."""
+
+    def __init__(self, read):
+        self.read = read
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.read()
+
+
+def test_an_error_in_a_worker_is_a_message(capsys):
+    data = Unreadable(functools.partial(build, "- 1"))
+    with pytest.raises(SystemExit):
+        run_program(lambda: list(torch.utils.data.DataLoader(data, num_workers=1)))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["evaluate.py: the yaml holds no settings: a mapping is expected"]
+
+
+def test_an_error_of_a_library_in_a_worker_keeps_its_traceback():
+    data = Unreadable(functools.partial(pathlib.Path("x").relative_to, "/y"))
+    with pytest.raises(ValueError, match="Original Traceback"):
+        run_program(lambda: list(torch.utils.data.DataLoader(data, num_workers=1)))
 
 
 def test_ctrl_c_is_an_exit_status():

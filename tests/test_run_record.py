@@ -3,8 +3,10 @@
 import errno
 import json
 import sys
+from importlib.metadata import version
 
 import pytest
+import torch
 
 from cif_lobes import run_record
 from cif_lobes.atomic_files import DiskFull
@@ -38,6 +40,25 @@ def test_what_trained_the_first_epochs_is_not_forgotten(start):
     assert record["commit"] == "abc, then def" and record["processes"] == 1
     assert len(record["commands"]) == 2
     assert start(["x.yaml"], "def")["commit"] == "abc, then def"
+
+
+def test_it_knows_what_it_needs(start, tmp_path, monkeypatch):
+    """Versions, and the most memory of all processes that went on with it."""
+    versions = start(["x.yaml"], "abc")["versions"]
+    assert versions["speechbrain"] == version("speechbrain")
+    stage = {"loss": 1.0, "losses": {}, "seconds": 1.0}
+    for number, (peak, highest) in enumerate([(2.5, 2.5), (4.0, 4.0), (3.0, 4.0)]):
+        monkeypatch.setattr(run_record, "peak_memory", lambda device, gb=peak: gb)
+        record = RunRecord(tmp_path)
+        record.epoch(number + 1, 3, 0.1, 10, stage, stage, "")
+        assert record.load()["peak_memory_gb"] == highest
+
+
+def test_peak_memory_is_that_of_this_process():
+    before = run_record.peak_memory()
+    more = int(before * 1e9 / 4) + 10**8  # floats that exceed all memory held so far
+    held = torch.ones(more)
+    assert run_record.peak_memory() >= held.nbytes / 1e9 > before
 
 
 def test_an_epoch_that_cannot_be_written_loses_none(tmp_path, monkeypatch):

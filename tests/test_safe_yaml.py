@@ -3,6 +3,8 @@
 import io
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,6 +129,16 @@ def test_no_command_runs_it(main, is_export, run, capsys):
     with pytest.raises(SystemExit):
         main([str(run), *files])
     assert "!apply:os.system is refused" in capsys.readouterr().err
+
+
+def test_the_program_says_it_in_a_line(run):
+    path = run / "hyperparams.yaml"
+    path.write_text(f"{path.read_text()}\nzz: {PAYLOADS[0]}\n")
+    command = [sys.executable, str(ROOT / "evaluate.py"), str(run)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"evaluate.py: {path}, line ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_no_picture_runs_it(run, monkeypatch):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_module
 
 from cif_lobes.cli import parse
 from cif_lobes.setting_checks import find_fault, find_misfit, read_value
@@ -119,3 +119,29 @@ def test_nothing_is_imported_or_written(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+EVALUATE = [
+    ("--beam 0", "argument --beam: 0: an integer above 0 expected"),
+    ("--beam x", "argument --beam: x: an integer above 0 expected"),
+    ("--tail_threshold 5", "--tail_threshold: 5: a number from 0 to 1 expected"),
+    ("--num_checkpoints 0", "--num_checkpoints: 0: an integer above 0 expected"),
+    ("--eval_batch_seconds 0", "--eval_batch_seconds: 0: a number above 0 expected"),
+    ("--lm x --lm_weight -1", "--lm_weight: -1: a number, 0 or more expected"),
+    ("--device gpu", "argument --device: gpu: cpu, cuda or cuda:N expected"),
+]
+
+
+@pytest.mark.parametrize("words, message", EVALUATE)
+def test_options_of_evaluate_are_checked(words, message, capsys):
+    evaluate = load_module(ROOT / "evaluate.py")
+    with pytest.raises(SystemExit):
+        evaluate.parse_arguments(["run", *words.split()])
+    assert message in capsys.readouterr().err
+
+
+def test_options_have_the_type_of_their_default():
+    evaluate = load_module(ROOT / "evaluate.py")
+    given = evaluate.parse_arguments(["run", "--tail_threshold", "1", "--beam", "4"])
+    assert isinstance(given.tail_threshold, float)
+    assert (given.tail_threshold, given.beam, given.device) == (1.0, 4, "cpu")

@@ -10,7 +10,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from sync_counter import SyncCounter
 
 from cif_lobes.brain import CIFBrain
-from cif_lobes.distillation import used_modules
+from cif_lobes.distillation import TeacherHead, used_modules
 from cif_lobes.ledger import Ledger
 
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_hieradist.yaml"
@@ -24,11 +24,12 @@ def make_brain(folder, **changes):
         "data_folder": "none",
         "output_folder": str(folder),
         "manifest_folder": str(folder),
-        "teacher_width": 12,
         **changes,
     }
     with open(YAML) as file:
         hparams = load_hyperpyyaml(file, settings)
+    for name in ("acd_head", "lrd_head"):
+        hparams["modules"][name] = TeacherHead(hparams["d_model"], (12,))
     brain = CIFBrain(
         used_modules(hparams), torch.optim.SGD, hparams, run_opts={"device": "cpu"}
     )

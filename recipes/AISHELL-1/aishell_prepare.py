@@ -16,6 +16,7 @@ import zlib
 from tqdm import tqdm
 
 from cif_lobes.manifest import Utterance
+from cif_lobes.manifest_formats import read_transcripts
 from cif_lobes.program import run_program
 from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
@@ -57,7 +58,7 @@ def prepare_aishell(data_folder, save_folder, max_rejected=0.01, **limits):
     """
     root = _find_root(pathlib.Path(os.path.abspath(data_folder)))
     extract_speakers(root / "wav")
-    texts = _read_transcripts(root / "transcript" / "aishell_transcript_v0.8.txt")
+    texts = read_transcripts(root / "transcript" / "aishell_transcript_v0.8.txt")
     splits = {split: _list_split(root / "wav" / split, texts) for split in PUBLISHED}
     without_audio = set(texts) - {u.id for split in splits.values() for u in split}
     if without_audio:
@@ -157,13 +158,6 @@ def _find_root(data_folder):
         f"{data_folder} has no data_aishell/wav and data_aishell/transcript. Give the "
         f"folder that holds data_aishell, or run there: {DOWNLOAD}"
     )
-
-
-def _read_transcripts(path):
-    """Text by id, from lines such as "BAC009S0002W0122 而 对 楼市 成交"."""
-    with open(path, encoding="utf-8") as file:
-        lines = [line.strip().partition(" ") for line in file if line.strip()]
-    return {utterance_id: text for utterance_id, _, text in lines}
 
 
 def _list_split(folder, texts):

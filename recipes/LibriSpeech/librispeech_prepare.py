@@ -11,6 +11,7 @@ import os
 import pathlib
 
 from cif_lobes.manifest import Utterance
+from cif_lobes.manifest_formats import read_transcripts
 from cif_lobes.program import run_program
 from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
 
@@ -106,9 +107,7 @@ def _list_chapter(chapter):
     """Utterances of one SPEAKER/CHAPTER folder."""
     texts = {}
     for path in sorted(chapter.glob("[!.]*.trans.txt")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            utterance_id, _, text = line.partition(" ")
-            texts[utterance_id] = text
+        texts |= read_transcripts(path)
     audio = [p for p in chapter.glob("[!.]*") if p.suffix.lower() in AUDIO_SUFFIXES]
     lost = texts.keys() - {path.stem for path in audio}
     audio += [chapter / f"{utterance_id}.flac" for utterance_id in lost]

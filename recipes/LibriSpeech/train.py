@@ -21,6 +21,7 @@ def prepare(hparams):
         valid_splits=hparams["valid_splits"],
         test_splits=hparams["test_splits"],
         max_rejected=hparams["max_rejected"],
+        check_audio=hparams["check_audio"],
     )
 
 

@@ -18,6 +18,7 @@ def prepare(hparams):
         hparams["data_folder"],
         hparams["manifest_folder"],
         max_rejected=hparams["max_rejected"],
+        check_audio=hparams["check_audio"],
     )
 
 
