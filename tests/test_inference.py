@@ -172,7 +172,7 @@ def test_batches_are_of_like_durations(recognizer, monkeypatch):
     monkeypatch.setattr(recognizer, "_may_be_speech", lambda signal: True)
     seconds = np.random.default_rng(0).permutation(np.linspace(0.3, 1.8, 16))
     noise = [torch.randn(int(s * RATE)) for s in seconds]
-    recognizer.transcribe(noise, batch_seconds=4)
+    recognizer.transcribe(noise, batch_seconds=4, max_seconds=2)
     lengths = [length for batch in batches for length in batch]
     assert len(lengths) == 16 and lengths == sorted(lengths, reverse=True)
     assert all(len(batch) * max(batch) <= 4 for batch in batches)

@@ -9,7 +9,8 @@ YAMLS = ["cif_mini.yaml", "cif_mini_streaming.yaml"]
 @pytest.mark.slow
 @pytest.mark.parametrize("yaml", YAMLS)
 def test_silence_adds_no_text(corpus, tmp_path, yaml, capsys):
-    """5 s of it cost less than one more token would: 27 points, in every utterance."""
+    """A network that has seen little of it writes two tokens a second, 250 points more
+    with 5 s of silence."""
     arguments = tiny_arguments(
         corpus, tmp_path, number_of_epochs=60, silence_probability=0.5
     )
@@ -19,6 +20,6 @@ def test_silence_adds_no_text(corpus, tmp_path, yaml, capsys):
     unit, _, rates = benchmark.measure(tmp_path / "run", corpus[1])
     plain = rates.pop("as it is")
     assert unit == "char" and plain < 30
-    assert len(rates) == 27 + 4 and max(rates.values()) < plain + 100 * 12 / 45
+    assert len(rates) == 27 + 4 and max(rates.values()) < plain + 50
     lines = benchmark.table(unit, -19.0, {"as it is": plain, **rates}, "tones")
     assert len([line for line in lines.splitlines() if line[:2] == "| "]) == 10
