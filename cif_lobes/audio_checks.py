@@ -71,7 +71,7 @@ class AudioMemory:
                 self.rows[wav] = Examined(wav, *stamps[wav], duration, fault)
                 seconds += duration
         spent, hours = time.monotonic() - began, seconds / 3600
-        rate = f"{spent / hours:.1f} s per hour of audio, " if hours else ""
+        rate = f"{spent / hours:.1f} s per hour of audio, " if hours > 0.01 else ""
         print(
             f"check_audio: {len(new):,} files of {hours:.1f} h decoded in {spent:.0f} s, "
             f"{rate}once as long as they stay as they are"

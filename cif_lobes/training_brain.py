@@ -17,6 +17,7 @@ import speechbrain as sb
 import torch
 import yaml
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import (
     ckpt_recency,
     mark_as_loader,
@@ -298,7 +299,10 @@ class TrainingBrain(sb.Brain):
                     f"torchrun --nproc_per_node={len(dataset)}, or give more data"
                 )
         # Language models have no sample rate.
-        dataset = note_unusable(dataset, getattr(self.hparams, "sample_rate", None))
+        noting = note_unusable(dataset, getattr(self.hparams, "sample_rate", None))
+        if noting is not dataset:
+            dataset = noting
+            loader_kwargs.setdefault("collate_fn", PaddedBatch)
         return super().make_dataloader(dataset, stage, None, **loader_kwargs)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):

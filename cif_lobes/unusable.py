@@ -63,7 +63,7 @@ def gather_unusable(notes, learning):
     Arguments
     ---------
     notes : list of str
-        This process's.
+        This process's; "" for what can be read.
     learning : bool
         Whether a training ends by it, saved.
 
@@ -72,7 +72,7 @@ def gather_unusable(notes, learning):
     UnusableAudio or None
         None if there are none.
     """
-    found = [note for share in gather_objects(notes) for note in share]
+    found = [note for share in gather_objects(notes) for note in share if note]
     if not found:
         return None
     more = f"\n  and {len(found) - 5:,} more" if len(found) > 5 else ""

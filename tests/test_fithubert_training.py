@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 from conftest import ROOT, last_checkpoint
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_hubert import TEACHER, distil_arguments, make_student
 
@@ -101,11 +102,15 @@ def train_tiny(corpus, folder, student, epochs=4):
         "num_checkpoints": 1,
         "seed": 1,
         "max_grad_norm": float("inf"),
+        "tf32": False,
     }
     options = {"device": "cpu", "noprogressbar": True}
     brain = make_brain(hparams, options, SpeechTeacher(TEACHER))
     loader = train_loader_options(train, 6, 6, 2, "random", 1, 0)
-    brain.fit(counter, train, valid, train_loader_kwargs=loader)
+    padded = {"collate_fn": PaddedBatch}
+    brain.fit(
+        counter, train, valid, train_loader_kwargs=loader, valid_loader_kwargs=padded
+    )
     return brain
 
 

@@ -100,7 +100,7 @@ def test_stages_of_a_run(corpus, tmp_path, monkeypatch, tf32):
         hparams["epoch_counter"],
         train,
         valid,
-        train_loader_kwargs=train_loader_options(train, 10, 3, "random", 0, 0),
+        train_loader_kwargs=train_loader_options(train, 10, 10, 3, "random", 0, 0),
         valid_loader_kwargs=eval_loader_options(valid, 10, 0),
     )
     assert tf32_allowed() == OFF

@@ -100,8 +100,9 @@ def _figures_of_a_process(rank, shares, folder):
 
 @pytest.mark.parametrize("shares", [[[0], [1]], [[0, 1], []], [[], [1, 0]]])
 def test_figures_are_those_of_one_process(shares, tmp_path):
-    torch.multiprocessing.spawn(
-        _figures_of_a_process, (shares, tmp_path), nprocs=len(shares)
+    # Forked: to import everything anew takes longer than the test.
+    torch.multiprocessing.start_processes(
+        _figures_of_a_process, (shares, tmp_path), len(shares), start_method="fork"
     )
     expected = figures([0, 1])
     losses = expected.pop("losses")

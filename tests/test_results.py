@@ -128,3 +128,12 @@ def test_keep_run_keeps_what_the_page_reads(two_rows):
     keep.main(argparse.Namespace(run=run, kept=kept, data="Tones"))
     assert (kept / "errors_test.txt").read_text().count("\n") == 2
     assert "## Tones" in make_page(two_rows / "kept", two_rows / "RESULTS.md")
+
+
+def test_a_folder_without_runs_does_not_empty_the_page(tmp_path):
+    page = tmp_path / "RESULTS.md"
+    page.write_text("before")
+    arguments = argparse.Namespace(runs=tmp_path, out=page, readme=None)
+    with pytest.raises(ValueError, match="no run.json"):
+        results.main(arguments)
+    assert page.read_text() == "before"

@@ -99,7 +99,7 @@ def test_texts_alone_are_left_as_they_are():
 
 
 def test_all_are_named_up_to_five():
-    assert unusable.gather_unusable([], learning=True) is None
+    assert unusable.gather_unusable(["", ""], learning=True) is None
     error = unusable.gather_unusable([f"u{n}" for n in range(7)], learning=True)
     assert "u4" in str(error) and "u5" not in str(error)
     assert "and 2 more; what was learnt before is saved" in str(error)

@@ -47,6 +47,8 @@ def main(arguments):
     """Read the runs, write the page."""
     published = yaml.safe_load((ROOT / "docs/published.yaml").read_text())
     runs = [load(path) for path in sorted(arguments.runs.rglob("run.json"))]
+    if not runs:
+        raise ValueError(f"no run.json in or below {arguments.runs}: give docs/runs")
     sections = {}
     for run in runs:
         sections.setdefault(run["data"], []).append(run)

@@ -1,0 +1,103 @@
+"""Bad settings and folders, for docs/errors.md."""
+
+import contextlib
+import io
+import os
+from unittest import mock
+
+import torch
+from conftest import ROOT
+
+from cif_lobes.checkpoints import SafeCheckpointer
+from cif_lobes.cli import parse
+from cif_lobes.export import open_export, open_run
+from cif_lobes.processes import check_device
+from cif_lobes.run_start import check_network
+from cif_lobes.safe_yaml import inside, read_settings
+
+TITLE = "Settings and folders"
+YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini.yaml"
+
+
+def _option(*words):
+    """What the command line of a training says."""
+
+    def cause(folder):
+        said, here = io.StringIO(), os.getcwd()
+        os.chdir(ROOT)  # messages name files as they are typed there
+        try:
+            with contextlib.redirect_stderr(said):
+                parse([*words], YAML, "Train.")
+        except SystemExit:
+            pass
+        else:
+            return
+        finally:
+            os.chdir(here)
+        # Without the name of the program, which is pytest's here.
+        raise SystemExit(said.getvalue().partition(": ")[2])
+
+    return cause
+
+
+def _yaml(text, needed=()):
+    def cause(folder):
+        (folder / "hyperparams.yaml").write_text(text)
+        read_settings(folder / "hyperparams.yaml", *needed)
+
+    return cause
+
+
+def _network(folder):
+    """A run of 4 outputs goes on with 5."""
+    (folder / "hyperparams.yaml").write_text("vocab_size: 4\n")
+    model = torch.nn.ModuleDict({"ctc_head": torch.nn.Linear(2, 4)})
+    SafeCheckpointer(folder / "save", {"model": model}).save_checkpoint()
+    check_network(folder, {"ctc_head": torch.nn.Linear(2, 5)}, {"vocab_size": 5})
+
+
+def _device(folder):
+    with mock.patch("torch.cuda.device_count", return_value=0):
+        check_device("cuda:1")
+
+
+def _link(folder):
+    (folder / "run").mkdir()
+    (folder / "secret").touch()
+    (folder / "run/chars.txt").symlink_to(folder / "secret")
+    inside(folder / "run", "chars.txt")
+
+
+def _another_kind(folder):
+    (folder / "save").mkdir()
+    (folder / "hyperparams.yaml").write_text("modules: {student: 1}\n")
+    open_run(folder)
+
+
+CASES = {
+    "`--lr abc`": _option("--lr", "abc"),
+    "`--lr 0`": _option("--lr", "0"),
+    "`--d_model 255`": _option("--d_model", "255"),
+    "`--num_workers -1`": _option("--num_workers", "-1"),
+    "`--number_of_epochs ten`": _option("--number_of_epochs", "ten"),
+    "`--ctc_weight -1`": _option("--ctc_weight", "-1"),
+    "`--tail_threshold 5`": _option("--tail_threshold", "5"),
+    "`--num_checkpoints 0`": _option("--num_checkpoints", "0"),
+    "`--ckpt_interval_minutes 0.5`": _option("--ckpt_interval_minutes", "0.5"),
+    "`--average mean`": _option("--average", "mean"),
+    "`--speeds 90`": _option("--speeds", "90"),
+    "`--skip_prep no`": _option("--skip_prep", "no"),
+    "`--device gpu`": _option("--device", "gpu"),
+    "a run goes on with another network": _network,
+    "`!apply:os.system [ls]` in a run's yaml": _yaml(
+        "a: 1\nb: !apply:os.system [ls]\n"
+    ),
+    "a tuple in a run's yaml": _yaml("a: (1, 2)\n"),
+    "a yaml that is none": _yaml("- 1\n"),
+    "a run's yaml without a setting that is needed": _yaml("a: 1\n", ["tokenizer"]),
+    "a vocabulary that is a link out of its folder": _link,
+    "a run of another kind where a recogniser is expected": _another_kind,
+    "`--device cuda:1` without a GPU": _device,
+    "no run folder": open_run,
+    "no export": open_export,
+}
