@@ -42,8 +42,6 @@ CLASSES = frozenset(
     cif_lobes.tokens.WordTokenizer
     cif_lobes.wave_augmentation.InsertSilence
     cif_lobes.wave_augmentation.RandomGain
-    speechbrain.augment.freq_domain.SpectrogramDrop
-    speechbrain.augment.time_domain.SpeedPerturb
     speechbrain.decoders.S2SRNNBeamSearcher
     speechbrain.decoders.S2SRNNGreedySearcher
     speechbrain.lobes.models.transformer.TransformerLM.TransformerLM
