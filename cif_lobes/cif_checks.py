@@ -59,6 +59,11 @@ def check_sizes(sizes, max_frames):
                 f"utterance {index} of the batch: target_lengths is negative, or alpha "
                 "is not finite. Look for NaN in the encoder's output"
             )
+        if frames == 0 and tokens > 0:
+            raise ValueError(
+                f"utterance {index} of the batch: target_lengths is {tokens}, but it has "
+                "no frames to make tokens of. Take it out of the batch"
+            )
         num_tokens = max(num_tokens, tokens)
         num_pairs += paired + tokens - 1 if paired else 0
     return num_tokens, num_pairs

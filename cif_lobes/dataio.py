@@ -40,6 +40,11 @@ def read_audio(path, sample_rate, offset=None, duration=None):
     """
     audio, rate = audio_files.read(path, offset, duration)
     audio = torch.from_numpy(np.ascontiguousarray(audio))
+    return resample(audio, rate, sample_rate)
+
+
+def resample(audio, rate, sample_rate):
+    """Waveform [samples] of `rate` Hz at `sample_rate` Hz."""
     if rate != sample_rate:
         audio = torchaudio.functional.resample(audio, rate, sample_rate)
     return audio

@@ -245,6 +245,8 @@ def fit(brain, hparams_file, hparams, datasets):
     valid_options = eval_loader_options(
         datasets["valid"], hparams["eval_batch_seconds"], hparams["num_workers"]
     )
+    rows = datasets["train"].data.values()
+    hparams["record"].longest_seconds = max(row["duration"] for row in rows)
     fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options)
 
 

@@ -11,6 +11,7 @@ That runs whatever the folder's yaml names; `open_export` and `open_run` do not,
 """
 
 import io
+import json
 import pathlib
 import shutil
 
@@ -31,6 +32,9 @@ NETWORK = ("features", "encoder", "cif", "decoder")
 # Names under which SpeechBrain's Pretrainer looks for files.
 PARAMETERS, VOCABULARY = "model.ckpt", "tokenizer.ckpt"
 
+# Windows of recognition if nothing is known about the durations of training.
+MAX_SECONDS = 20.0
+
 # Settings that an export has, too.
 COPIED = ("tail_threshold", "sample_rate")
 
@@ -46,6 +50,7 @@ TEMPLATE = """\
 beam_size: 1  # hypotheses kept; 1: greedy
 tail_threshold: 0.0  # a remainder above this fires one more token, 0 to 1
 sample_rate: 0  # Hz that the network was trained with; others are resampled
+max_seconds: 0  # longer recordings are cut at pauses; that of training utterances
 
 searcher: !new:cif_lobes.searcher.BeamSearcher
   decoder: !ref <decoder>
@@ -264,6 +269,7 @@ def read_run(folder, average=None, num_checkpoints=None):
     exported, text = yaml.load(TEMPLATE), io.StringIO()
     exported["beam_size"] = settings["searcher"].get("beam_size", 1)
     exported |= {name: settings[name] for name in COPIED}
+    exported["max_seconds"] = _longest_seconds(folder)
     before = list(exported).index("searcher")
     for place, name in enumerate(("tokenizer", *NETWORK), before):
         exported.insert(place, name, settings[name])
@@ -271,6 +277,13 @@ def read_run(folder, average=None, num_checkpoints=None):
     yaml.dump(exported, text)
     kept = {k: v for k, v in parameters.items() if k.split(".")[0] in NETWORK}
     return text.getvalue(), kept, vocabulary
+
+
+def _longest_seconds(folder):
+    """The longest training utterance of a run, at least 1; 20 at most, or if unknown."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return min(max(record.get("longest_seconds", MAX_SECONDS), 1.0), MAX_SECONDS)
 
 
 def export_run(run_folder, out_folder, average=None, num_checkpoints=None):

@@ -79,6 +79,55 @@ class GlobalNormalization(nn.Module):
         return (x - mean.to(x)) / std.to(x)
 
 
+class SpeechNormalization(nn.Module):
+    """Removes mean and variance of each band over the speech of an utterance.
+
+    Speech is what is at most `SPEECH_DB` below the utterance's level, and the level is
+    the mean power of its frames, weighted with that power: silence around speech moves
+    neither. Mean and variance over all frames, as `InputNormalization` has them, give
+    the same word other features with every second of silence. What is far below speech
+    is cut off, so that digital zeros and faint noise look alike.
+
+    Example
+    -------
+    >>> normalize, x, x_lengths = SpeechNormalization(), torch.zeros(1, 9, 4), [5, 9]
+    >>> x[0, :5] = 10 * torch.randn(5, 4)
+    >>> x[0, 5:] = -90  # silence
+    >>> speech = [normalize(x[:, :n], torch.tensor([n]))[0, :5] for n in x_lengths]
+    >>> torch.allclose(speech[0], speech[1])
+    True
+    """
+
+    SPEECH_DB = 12.0  # dB below the level: vowels, not the noise of a room
+    RANGE_DB = 80.0  # dB below the level at which a band is cut off
+    FAINTEST_DB = -20.0  # lowest level: zeros are far below, too. RMS of 1 has about 45
+    LOWEST = -4.0  # standard deviations below the mean at which features are cut off
+
+    def forward(self, x, x_lengths):
+        """Normalise x [B, T, F] in dB, of x_lengths [B] frames."""
+        frames = torch.arange(x.shape[1], device=x.device)
+        valid_mask = frames < x_lengths.to(x.device)[:, None]
+        # Logarithms, and powers against the loudest frame: squares stay in range.
+        to_db = 10 / math.log(10)
+        power = torch.logsumexp(x / to_db, dim=2)
+        power = power.masked_fill(~valid_mask, -math.inf)
+        loudest = power.amax(dim=1, keepdim=True)
+        relative = (power - loudest).exp()
+        level = loudest + (relative.square().sum(1) / relative.sum(1)).log()[:, None]
+        level = level.clamp(min=self.FAINTEST_DB / to_db)
+        is_speech = power > level - self.SPEECH_DB / to_db
+        x = x.maximum((to_db * level - self.RANGE_DB)[:, :, None])
+        weight = is_speech.to(x.dtype)[:, :, None]
+        count = weight.sum(dim=1, keepdim=True)
+        nothing = count == 0
+        mean = (x * weight).sum(dim=1, keepdim=True) / count.clamp(min=1)
+        variance = ((x - mean).square() * weight).sum(dim=1, keepdim=True)
+        # Of a single frame, or of a tone: 1 dB.
+        std = (variance / count.clamp(min=1)).sqrt().clamp(min=1.0)
+        normal = torch.where(nothing, self.LOWEST, (x - mean) / std)
+        return normal.clamp(min=self.LOWEST)
+
+
 class LogMel(nn.Module):
     """Log-mel filterbank, normalised by band.
 
@@ -91,9 +140,14 @@ class LogMel(nn.Module):
     hop_ms, window_ms : float
         Step and length of the analysis window in milliseconds.
     normalization : str
-        "sentence": mean and variance of each utterance are removed, and what is 80 dB
-        below its maximum is cut off. "global": those of all training speech, and no
-        frame depends on a later one.
+        "speech": mean and variance of each utterance's speech are removed, silence
+        around it counts for nothing. "global": those of all training speech, and no
+        frame depends on a later one. "sentence", of runs made before there was
+        "speech": those of all frames of each utterance, and what is 80 dB below its
+        maximum is cut off.
+    floor_db : float
+        dB below which every band is cut off, white noise of an RMS of 1 having about
+        20: with "global", that digital zeros and faint noise look alike.
 
     Attributes
     ----------
@@ -115,6 +169,7 @@ class LogMel(nn.Module):
         hop_ms=10,
         window_ms=25,
         normalization="sentence",
+        floor_db=-100.0,
     ):
         super().__init__()
         self.window = int(sample_rate * window_ms / 1000)
@@ -141,15 +196,21 @@ class LogMel(nn.Module):
         # `forward` pads instead, so that a stream can do without.
         stft.center = False
         self.normalization = normalization
+        self.fbank.compute_fbanks.amin = 10 ** (floor_db / 10)
         if normalization == "sentence":
             self.normalize = InputNormalization(norm_type="sentence", epsilon=1e-5)
         elif normalization == "global":
             self.normalize = GlobalNormalization(n_mels)
-            self.fbank.compute_fbanks.top_db = math.inf
+        elif normalization == "speech":
+            self.normalize = SpeechNormalization()
         else:
             raise ValueError(
-                f'normalization is {normalization!r}, must be "sentence" or "global"'
+                f'normalization is {normalization!r}, must be "speech", "global" or '
+                '"sentence"'
             )
+        if normalization != "sentence":
+            # 80 dB below the loudest band of all frames, padding and later ones included.
+            self.fbank.compute_fbanks.top_db = math.inf
 
     def output_lengths(self, lengths):
         """Number of frames of signals of `lengths` samples."""
@@ -174,6 +235,8 @@ class LogMel(nn.Module):
         """
         x = self.fbank(nn.functional.pad(signal, (self.window // 2, self.window // 2)))
         x_lengths = self.output_lengths(lengths)
+        if self.normalization == "speech":
+            return self.normalize(x, x_lengths), x_lengths
         # Half a frame less: SpeechBrain multiplies by T again, and rounding must not add
         # a frame of padding to the statistics (51 / 101 * 101 is above 51).
         return self.normalize(x, (x_lengths - 0.5) / x.shape[1]), x_lengths

@@ -8,6 +8,7 @@ be read is reported and skipped, and the exit status is then 1.
 
 import argparse
 import heapq
+import os
 import pathlib
 import sys
 from typing import NamedTuple
@@ -18,11 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from cif_lobes.alignment import FrameClock, frame_clock, token_spans
-from cif_lobes.dataio import read_audio
-from cif_lobes.export import PARAMETERS, open_export, open_run
+from cif_lobes.dataio import resample
+from cif_lobes.export import MAX_SECONDS, PARAMETERS, open_export, open_run
 from cif_lobes.precision import full_float32
 from cif_lobes.processes import check_device
 from cif_lobes.program import run_program
+from cif_lobes.recordings import is_steady, read_mono
 from cif_lobes.setting_checks import option_type
 from cif_lobes.transcript import (
     FORMATS,
@@ -101,6 +103,7 @@ class CIFRecognizer:
         self.tokenizer = hparams["tokenizer"]
         self.space = "" if self.tokenizer.language == "zh" else " "
         self.sample_rate = hparams["sample_rate"]
+        self.max_seconds = hparams.get("max_seconds", MAX_SECONDS)
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
         self.searcher = hparams["searcher"]
@@ -126,62 +129,83 @@ class CIFRecognizer:
         self,
         recordings,
         batch_seconds=60.0,
-        max_seconds=20.0,
+        max_seconds=None,
         on_error=None,
         progress=False,
+        channel=None,
     ):
         """Recognise recordings, in batches of like durations.
 
         Arguments
         ---------
         recordings : list of str or torch.Tensor
-            Audio files, or waveforms [samples] at `sample_rate`.
+            Audio files, or waveforms [samples] at `sample_rate`. What is silent or as
+            loud throughout as only noise is (`cif_lobes.recordings.is_steady`), and
+            what is shorter than an encoder frame, has no text.
         batch_seconds : float
             Seconds of audio in a batch, padding included.
-        max_seconds : float
+        max_seconds : float, optional
             Longer recordings are cut at pauses: a network does badly on what is longer
-            than all that it was trained on.
+            than all that it was trained on. By default the longest of those, 20 at most.
         on_error : callable, optional
             Called with a recording that cannot be read, and the error. Without it, the
             error is raised.
         progress : bool
             Show a bar if stderr is a terminal.
+        channel : int, optional
+            Of files with several, from 1. Without it, the mean of all.
 
         Returns
         -------
         list of Transcript
             In the order given; None where on_error was called.
+
+        Raises
+        ------
+        TypeError
+            If recordings is one of them, not a list.
         """
-        nbests = [[] for _ in recordings]
-        windows = self._windows(recordings, max_seconds, on_error, progress)
-        for batch in self._batches(windows, batch_seconds * self.sample_rate):
-            for window, nbest in zip(batch, self._recognize(batch), strict=True):
-                nbests[window.recording].append((window.start, nbest))
-        return [self._join(windows) if windows else None for windows in nbests]
+        if isinstance(recordings, (str, os.PathLike, torch.Tensor)):
+            raise TypeError(
+                f"recordings is one {type(recordings).__name__}, not a list: "
+                "(transcript,) = recognizer.transcribe([recording])"
+            )
+        nbests, failed = [[] for _ in recordings], set()
 
-    def _windows(self, recordings, max_seconds, on_error, progress):
-        """Windows of all recordings, the longest recording and its longest first."""
-
-        def attempt(function, index):
+        def attempt(function, index, *arguments):
             try:
-                return function(recordings[index])
+                return function(recordings[index], *arguments)
             except (OSError, ValueError, soundfile.SoundFileError) as error:
                 if on_error is None:
                     raise
                 on_error(recordings[index], error)
+                failed.add(index)
 
         seconds = {i: attempt(self._seconds, i) for i in range(len(recordings))}
         readable = {i: s for i, s in seconds.items() if s is not None}
+        max_seconds = self.max_seconds if max_seconds is None else max_seconds
+        windows = self._windows(readable, attempt, max_seconds, progress, channel)
+        for batch in self._batches(windows, batch_seconds * self.sample_rate):
+            for window, nbest in zip(batch, self._recognize(batch), strict=True):
+                nbests[window.recording].append((window.start, nbest))
+        return [
+            None if index in failed else self._join(windows)
+            for index, windows in enumerate(nbests)
+        ]
+
+    def _windows(self, readable, attempt, max_seconds, progress, channel):
+        """Windows with speech, the longest recording and its longest first."""
         hidden = None if progress else True  # None: hidden unless in a terminal
         with tqdm(total=sum(readable.values()), unit="s", disable=hidden) as bar:
             for index in sorted(readable, key=lambda i: -readable[i]):
-                signal, start, windows = attempt(self._read, index), 0, []
+                signal, start, windows = attempt(self._read, index, channel), 0, []
                 if signal is not None:
                     for part in split_at_pauses(signal, self.sample_rate, max_seconds):
                         windows.append(Window(index, start, part))
                         start += len(part)
                 for window in sorted(windows, key=lambda w: -len(w.signal)):
-                    yield window
+                    if self._may_be_speech(window.signal):
+                        yield window
                     bar.update(len(window.signal) / self.sample_rate)
 
     def _seconds(self, recording):
@@ -190,13 +214,20 @@ class CIFRecognizer:
             return len(recording) / self.sample_rate
         return soundfile.info(recording).duration
 
-    def _read(self, recording):
+    def _read(self, recording, channel):
         """Waveform [samples]."""
-        is_file = not isinstance(recording, torch.Tensor)
-        signal = read_audio(recording, self.sample_rate) if is_file else recording
+        signal = recording
+        if not isinstance(recording, torch.Tensor):
+            mono, rate = read_mono(recording, channel)
+            signal = resample(torch.from_numpy(mono), rate, self.sample_rate)
         if not len(signal) or not signal.isfinite().all():
             raise ValueError("no samples, or samples that are not finite.")
         return signal
+
+    def _may_be_speech(self, signal):
+        """Whether there is a frame to read, and more than silence or steady noise."""
+        frame, samples = self.clock.step * self.sample_rate, signal.cpu().numpy()
+        return len(samples) >= frame and not is_steady(samples, self.sample_rate)
 
     @staticmethod
     def _batches(windows, max_samples):
@@ -302,12 +333,20 @@ def main(argv=None):
         default=60.0,
         help="seconds of audio in a batch",
     )
-    add("--max_seconds", type=seconds, default=20.0, help="cut longer files at pauses")
+    add(
+        "--max_seconds",
+        type=seconds,
+        help="cut longer files at pauses (default: the longest training utterance, or 20)",
+    )
+    channel = option_type(1, "how many")
+    add(
+        "--channel", type=channel, help="of files with several, from 1 (default: mixed)"
+    )
     device = option_type("cpu", "", "device")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
     check_format(parser, given)
-    if given.max_seconds < 1:
+    if given.max_seconds is not None and given.max_seconds < 1:
         parser.error(f"--max_seconds {given.max_seconds:g}: at least 1")
     skipped = []
 
@@ -323,7 +362,12 @@ def main(argv=None):
     except (FileNotFoundError, ValueError) as error:
         parser.error(error)
     transcripts = recognizer.transcribe(
-        given.files, given.batch_seconds, given.max_seconds, skip, progress=True
+        given.files,
+        given.batch_seconds,
+        given.max_seconds,
+        skip,
+        progress=True,
+        channel=given.channel,
     )
     for file, transcript in zip(given.files, transcripts, strict=True):
         if transcript is not None:

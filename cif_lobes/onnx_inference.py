@@ -19,6 +19,7 @@ import soundfile
 
 from cif_lobes.alignment import FrameClock
 from cif_lobes.program import run_program
+from cif_lobes.recordings import is_steady, read_mono
 from cif_lobes.setting_checks import option_type
 from cif_lobes.tokens import SPACE
 from cif_lobes.transcript import (
@@ -68,12 +69,9 @@ class OnnxRecognizer:
         self.settings = json.loads(text)
         self.sample_rate = self.settings["sample_rate"]
 
-    def transcribe_file(self, path):
-        """Recognise any file that libsndfile reads; see `transcribe`."""
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        if not len(audio):
-            raise ValueError("it holds no samples.")
-        audio = audio.mean(axis=1)
+    def transcribe_file(self, path, channel=None):
+        """Recognise any file that libsndfile reads, or one channel of it, from 1."""
+        audio, rate = read_mono(path, channel)
         if rate != self.sample_rate:
             from scipy.signal import resample_poly
 
@@ -92,7 +90,11 @@ class OnnxRecognizer:
         Returns
         -------
         cif_lobes.transcript.Transcript
+            Empty for silence, steady noise and less than an encoder frame.
         """
+        frame = self.settings["frame_step"] * self.sample_rate
+        if len(signal) < frame or is_steady(signal, self.sample_rate):
+            return Transcript("", 0.0, [], [])
         vectors, boundaries = self.encoder.run(None, {"signal": signal[None]})
         ids, log_probs = self._search(vectors)
         settings = self.settings
@@ -150,6 +152,11 @@ def main(argv=None):
         "--format", choices=FORMATS, default="text", help="default: text"
     )
     parser.add_argument(
+        "--channel",
+        type=option_type(1, "how many"),
+        help="of files with several, from 1 (default: mixed)",
+    )
+    parser.add_argument(
         "--threads", type=option_type(1, "how many"), default=1, help="CPU threads"
     )
     given = parser.parse_args(argv)
@@ -161,7 +168,7 @@ def main(argv=None):
     skipped = []
     for file in given.files:
         try:
-            transcript = recognizer.transcribe_file(file)
+            transcript = recognizer.transcribe_file(file, given.channel)
         except (OSError, ValueError, soundfile.SoundFileError) as error:
             skipped.append(file)
             print(skip_message(file, error), file=sys.stderr)

@@ -19,8 +19,8 @@ class RecognizerBrain(TrainingBrain):
     """A `TrainingBrain` whose modules begin with `features` and `encoder`.
 
     Reads from the yaml, besides what `TrainingBrain` reads: `tokenizer`, `error_unit`,
-    `average`; optionally `speed_perturb` and `augment`. A subclass's predictions have
-    `token_lengths`, which are `Lengths`.
+    `average`; optionally `speed_perturb`, `insert_silence`, `random_gain`, `augment`. A
+    subclass's predictions have `token_lengths`, which are `Lengths`.
     """
 
     best_key = "error_rate"
@@ -39,6 +39,11 @@ class RecognizerBrain(TrainingBrain):
             waves = self.hparams.speed_perturb(waves)
             change = waves.shape[1] / before
             samples = samples.map(lambda n: (n.double() * change).round().long())
+        if training and self.option("insert_silence"):
+            waves, added = self.hparams.insert_silence(waves, samples.on_device)
+            samples = samples.map(lambda n: n + added)
+        if training and self.option("random_gain"):
+            waves = self.hparams.random_gain(waves)
         x, x_lengths = self.modules.features(waves, samples.on_device)
         if training and self.option("augment"):
             x = self.hparams.augment(x, x_lengths)

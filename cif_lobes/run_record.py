@@ -121,7 +121,14 @@ class RunRecord:
     ------
     FileNotFoundError
         By `load`, if the folder holds no run.
+
+    Attributes
+    ----------
+    longest_seconds : float, optional
+        Of the training utterances, by which recognition cuts; set it before `start`.
     """
+
+    longest_seconds = None
 
     def __init__(self, folder):
         self.path = pathlib.Path(folder) / "run.json"
@@ -151,6 +158,8 @@ class RunRecord:
                 "speechbrain": version("speechbrain"),
             },
         )
+        if self.longest_seconds is not None:
+            record["longest_seconds"] = round(self.longest_seconds, 3)
         record.setdefault("started", time.strftime("%Y-%m-%d %H:%M:%S"))
         record.setdefault("results", {})
         write_atomically(self.path, _json(record))

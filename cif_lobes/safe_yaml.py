@@ -40,6 +40,8 @@ CLASSES = frozenset(
     cif_lobes.tokens.SentencePieceTokenizer
     cif_lobes.tokens.WordPieceTokenizer
     cif_lobes.tokens.WordTokenizer
+    cif_lobes.wave_augmentation.InsertSilence
+    cif_lobes.wave_augmentation.RandomGain
     speechbrain.decoders.S2SRNNBeamSearcher
     speechbrain.decoders.S2SRNNGreedySearcher
     speechbrain.lobes.models.transformer.TransformerLM.TransformerLM

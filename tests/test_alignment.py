@@ -258,3 +258,16 @@ def test_tool_draws_any_recording(run, corpus, tmp_path, monkeypatch, capsys):
 def test_tool_names_what_there_is(run, monkeypatch, arguments, message):
     with pytest.raises(SystemExit, match=message):
         call(run, monkeypatch, *arguments)
+
+
+def test_a_stretch_is_drawn_and_no_more_than_a_minute():
+    tool = load_module(ROOT / "tools/plot_alignment.py")
+    signal = torch.arange(100 * 10)
+    assert torch.equal(tool.cut_out(signal, 10, 30.0, 40.0), signal[300:400])
+    assert torch.equal(tool.cut_out(signal, 10, 95.0, 400.0), signal[950:])
+    assert torch.equal(tool.cut_out(signal[:50], 10, 0.0, None), signal[:50])
+    with pytest.raises(SystemExit, match="100.0 s .* --start 0 --end 10"):
+        tool.cut_out(signal, 10, 0.0, None)
+    for start, end in (50.0, 50.0), (-1.0, 5.0), (100.0, None):
+        with pytest.raises(SystemExit, match="the recording has 100.0 s"):
+            tool.cut_out(signal, 10, start, end)

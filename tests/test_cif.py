@@ -127,7 +127,7 @@ TRAINING = {
     "first_row_zero": (*weights([0.0] * 6, [0.4] * 9), [4, 3]),
     "last_row_zero": (*weights([0.4] * 9, [0.0] * 6), [4, 3]),
     "zero_at_both_ends": (*weights([0.0, 0.0, 0.6, 0.9, 0.0], [0.5, 0.5, 0.0]), [3, 2]),
-    "ragged": (*weights(*RAGGED), [3, 2, 2, 1]),
+    "ragged": (*weights(*RAGGED), [3, 2, 0, 1]),
     "long_silence": (*weights(SILENCE, [1e-6] * 50, [1e-9] * 50), [5, 3, 2]),
 }  # fmt: skip
 
@@ -209,6 +209,15 @@ def test_an_utterance_is_the_same_alone_and_in_any_batch(scaled, dtype):
         assert torch.equal(alone.quantity, whole.quantity[row])
         assert torch.equal(alone.embeddings, whole.embeddings[row, :U])
         assert torch.equal(alone.boundaries, whole.boundaries[row, : U + 1])
+
+
+def test_no_tokens_are_made_of_no_frames():
+    x, alpha, x_lengths = batch(30, 0)
+    with pytest.raises(
+        ValueError, match="utterance 1 .* target_lengths is 2, but it has"
+    ):
+        cif(x, alpha, x_lengths, torch.tensor([2, 2]))
+    assert cif(x, alpha, x_lengths, torch.tensor([2, 0])).lengths.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -360,7 +369,7 @@ def test_a_random_sweep_equals_the_loop():
         settings = {"threshold": rng.choice([1.0, 0.5, 1.25])}
         targets = None
         if rng.random() < 0.5:
-            targets = torch.tensor([rng.randint(0, 9) for _ in lengths])
+            targets = torch.tensor([rng.randint(0, 9) if n else 0 for n in lengths])
         output = cif(x, alpha, x_lengths, targets, **settings)
         check(output, x, alpha, x_lengths, targets, **settings)
 

@@ -1,6 +1,7 @@
 """Recordings to transcripts: times, confidences, long files, the command line."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from cif_lobes.encoder import ConformerEncoder
 from cif_lobes.export import FireEncoder
 from cif_lobes.features import LogMel
 from cif_lobes.inference import CIFRecognizer, main, split_at_pauses
+from cif_lobes.manifest import read_manifest
 from cif_lobes.searcher import BeamSearcher
 from cif_lobes.tokens import SentencePieceTokenizer
 
@@ -103,9 +105,46 @@ def test_confidence_is_the_probability_of_the_token(exported, signals, beam_size
 def test_nothing_said(recognizer):
     """No fire, no token, one hypothesis."""
     recognizer.fire.cif.threshold, threshold = 1e3, recognizer.fire.cif.threshold
-    (found,) = recognizer.transcribe([torch.randn(RATE)])
+    (found,) = recognizer.transcribe([torch.from_numpy(speak("abcd"))])
     recognizer.fire.cif.threshold = threshold
     assert found[:4] == ("", 0.0, [], []) and len(found.nbest) == 1
+
+
+def test_no_text_where_nobody_speaks(recognizer, tmp_path, caplog):
+    """Silence, noise and a sample have none; what is lost or cancels is reported."""
+    noise = 0.1 * torch.randn(3 * RATE)
+    nothing = [noise, torch.zeros(RATE), torch.ones(1), torch.rand(500)]
+    texts = [t.text for t in recognizer.transcribe(nothing, max_seconds=2)]
+    assert texts == [""] * 4
+    speech = speak("abcd")
+    opposite, broken = tmp_path / "opposite.wav", tmp_path / "broken.wav"
+    soundfile.write(opposite, np.stack([speech, -speech], axis=1), RATE)
+    soundfile.write(broken, speech, RATE)
+    broken.write_bytes(broken.read_bytes()[:-8000])
+    errors = []
+    found = recognizer.transcribe(
+        [opposite, broken], on_error=lambda *what: errors.append(what)
+    )
+    assert found[0] is None and found[1].text and "it breaks off after" in caplog.text
+    assert errors[0][0] == opposite and "--channel 1" in str(errors[0][1])
+    alone, left = recognizer.transcribe([torch.from_numpy(speech), opposite], channel=1)
+    assert alone.text == left.text
+
+
+def test_one_recording_is_no_list(recognizer):
+    for recording in "a.wav", pathlib.Path("a.wav"), torch.randn(RATE):
+        with pytest.raises(TypeError, match=r"not a list: \(transcript,\) = "):
+            recognizer.transcribe(recording)
+
+
+def test_windows_are_as_long_as_training_utterances(trained, exported, corpus):
+    longest = max(u.duration for u in read_manifest(corpus[0]))
+    run, export = CIFRecognizer.from_run(trained), CIFRecognizer.from_export(exported)
+    assert run.max_seconds == export.max_seconds == pytest.approx(longest, abs=1e-3)
+    signal = torch.from_numpy(speak("abcd" * 8))
+    by_default = run.transcribe([signal])
+    assert by_default == run.transcribe([signal], max_seconds=run.max_seconds)
+    assert by_default != run.transcribe([signal], max_seconds=20)
 
 
 @pytest.mark.parametrize("rate", [44100, 48000])
@@ -130,9 +169,10 @@ def test_batches_are_of_like_durations(recognizer, monkeypatch):
         return recognize(batch)
 
     monkeypatch.setattr(recognizer, "_recognize", spy)
+    monkeypatch.setattr(recognizer, "_may_be_speech", lambda signal: True)
     seconds = np.random.default_rng(0).permutation(np.linspace(0.3, 1.8, 16))
     noise = [torch.randn(int(s * RATE)) for s in seconds]
-    recognizer.transcribe(noise, batch_seconds=4)
+    recognizer.transcribe(noise, batch_seconds=4, max_seconds=2)
     lengths = [length for batch in batches for length in batch]
     assert len(lengths) == 16 and lengths == sorted(lengths, reverse=True)
     assert all(len(batch) * max(batch) <= 4 for batch in batches)
@@ -178,7 +218,7 @@ def test_long_recording(exported, tmp_path, beam_size):
 
     windows = split_at_pauses(read_audio(tmp_path / "long.flac", RATE), RATE, 1.6)
     assert len(windows) == 4
-    parts = recognizer.transcribe(windows)
+    parts = recognizer.transcribe(windows, max_seconds=1.6)
     assert found.text == "".join(part.text for part in parts)
     assert found.score == pytest.approx(sum(part.score for part in parts), abs=1e-3)
     starts = np.cumsum([0, *(len(window) / RATE for window in windows[:-1])])
@@ -230,8 +270,9 @@ def babbler(tmp_path_factory):
     )
 
 
-def test_words_of_pieces(babbler):
+def test_words_of_pieces(babbler, monkeypatch):
     """A word lasts as long as its pieces and is as probable as all of them."""
+    monkeypatch.setattr(babbler, "_may_be_speech", lambda signal: True)
     signal = torch.randn(9 * RATE)
     (found,) = babbler.transcribe([signal], max_seconds=2)
     best = -len(split_at_pauses(signal, RATE, 2))

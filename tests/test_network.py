@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 import torch
+from conftest import speak
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.features import Fbank
 
@@ -93,8 +94,9 @@ def test_pool_after_a_layer_that_is_not_there():
         small_encoder((4,))
 
 
-def test_features_alone_equal_in_a_batch():
-    features = LogMel(n_mels=40).eval()
+@pytest.mark.parametrize("normalization", ["speech", "sentence", "global"])
+def test_features_alone_equal_in_a_batch(normalization):
+    features = LogMel(n_mels=40, normalization=normalization).eval()
     lengths = torch.tensor([16000, 9001, 8000, 400, 1])
     waves = torch.randn(5, 16000)
     for wave, length in zip(waves, lengths, strict=True):
@@ -119,9 +121,49 @@ def test_filters_and_window_are_those_of_speechbrain_and_move_with_the_module():
     assert features.fbank.compute_STFT.window.dtype == torch.float64
 
 
-def test_silence_has_finite_features():
-    features, _ = LogMel()(torch.zeros(1, 8000), torch.tensor([8000]))
-    assert torch.isfinite(features).all()
+@pytest.mark.parametrize("normalization", ["speech", "sentence", "global"])
+def test_silence_has_finite_features(normalization):
+    features = LogMel(normalization=normalization).eval()
+    x, _ = features(torch.zeros(1, 8000), torch.tensor([8000]))
+    assert torch.isfinite(x).all()
+
+
+def test_runs_made_before_have_the_features_they_were_trained_with():
+    """Those of SpeechBrain, over all frames."""
+    signal = torch.randn(1, 8000)
+    x, _ = LogMel(n_mels=40)(signal, torch.tensor([8000]))
+    fbank = Fbank(n_mels=40)(signal)
+    # Bessel's correction is all that differs.
+    wanted = (fbank - fbank.mean(1)) / fbank.std(1, correction=0)
+    torch.testing.assert_close(x, wanted, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 5])
+@pytest.mark.parametrize("noise", [0.0, 1e-5])
+def test_silence_moves_no_feature_of_speech(noise, seconds):
+    """Before, behind and within; zeros and faint noise look alike, at any level."""
+    features = LogMel(n_mels=40, normalization="speech").eval()
+    speech = torch.from_numpy(speak("abcd"))
+    half, silence = len(speech) // 2, noise * torch.randn(round(16000 * seconds))
+
+    def extract(*parts):
+        signal = torch.cat(parts)
+        return features(signal[None], torch.tensor([len(signal)]))[0][0]
+
+    alone = extract(speech)
+    count, added = len(alone), round(100 * seconds)
+    behind, before = extract(speech, silence), extract(silence, speech)
+    within = extract(speech[:half], silence, speech[half:])
+    # A window of the seam reads both.
+    torch.testing.assert_close(behind[: count - 3], alone[:-3], atol=0.01, rtol=0)
+    torch.testing.assert_close(before[added + 3 :], alone[3:], atol=0.01, rtol=0)
+    seam = half // 160
+    torch.testing.assert_close(within[: seam - 3], alone[: seam - 3], atol=0.01, rtol=0)
+    assert torch.equal(behind[count + 3 : -3], behind[-4:-3].expand(added - 6, -1))
+    for gain in 0.05, 20:
+        torch.testing.assert_close(
+            extract(gain * speech), alone, atol=1e-3, rtol=0, msg=f"at x {gain}"
+        )
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Show when CIF fires each token of an utterance, over its spectrogram.
 
 python tools/plot_alignment.py results/AISHELL-1/cif/1986 --utterance BAC009S0764W0121
-python tools/plot_alignment.py results/AISHELL-1/cif/1986 --audio my.wav
+python tools/plot_alignment.py results/AISHELL-1/cif/1986 --audio my.wav --start 30 --end 40
 
 Writes a picture into the run folder and prints the weights, the transcript and, for an
 utterance of a test set, its errors.
@@ -11,6 +11,8 @@ import argparse
 import pathlib
 
 from cif_lobes.program import run_program
+
+LONGEST = 60  # seconds of a picture: attention over more takes gigabytes
 
 
 def parse_arguments():
@@ -23,6 +25,9 @@ def parse_arguments():
     what.add_argument("--utterance", help="ID in the set (default: its first)")
     what.add_argument("--audio", help="recording to draw instead")
     parser.add_argument("--split", help="valid, or a test set (default: the first)")
+    add = parser.add_argument
+    add("--start", type=float, default=0.0, help="of the stretch to draw, in seconds")
+    add("--end", type=float, help=f"its end, at most {LONGEST} s behind its start")
     parser.add_argument("--out", help="picture; png, pdf or svg (default: in the run)")
     return parser.parse_args()
 
@@ -42,8 +47,28 @@ def main(arguments):
     else:
         item = find_utterance(arguments, hparams)
         name, signal, reference = item["id"], item["signal"], item["text"]
+    if (arguments.start, arguments.end) != (0.0, None):
+        reference = None  # of the whole
+    signal = cut_out(signal, hparams["sample_rate"], arguments.start, arguments.end)
     path = arguments.out or pathlib.Path(arguments.run, f"fires_{name}.png")
     show(brain, name, signal, reference, path)
+
+
+def cut_out(signal, sample_rate, start, end):
+    """The samples between two times in seconds."""
+    seconds = len(signal) / sample_rate
+    end = seconds if end is None else end
+    if not 0 <= start < min(end, seconds):
+        raise SystemExit(
+            f"--start {start:g} --end {end:g}: nothing lies between, the recording has "
+            f"{seconds:.1f} s"
+        )
+    if min(end, seconds) - start > LONGEST:
+        raise SystemExit(
+            f"{min(end, seconds) - start:.1f} s are too much for a picture, at most "
+            f"{LONGEST}: draw a stretch with --start {start:g} --end {start + 10:g}"
+        )
+    return signal[round(start * sample_rate) : round(end * sample_rate)]
 
 
 def find_utterance(arguments, hparams):

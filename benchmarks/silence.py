@@ -1,0 +1,147 @@
+"""Error rate with silence around and within speech, and at other levels.
+
+    python benchmarks/silence.py RUN --csv dev.csv --limit 48 --out docs/benchmarks/silence.md
+
+RUN is the output_folder of a training run, an export, or an ONNX export. Every recording
+is recognised as it is, then with digital zeros or white noise before it, behind it, and
+in its quietest place near its middle, then louder and fainter. The noise's RMS is in dB
+of full scale, that of the speech is printed.
+"""
+
+import argparse
+import itertools
+import pathlib
+import sys
+
+import torch
+
+from cif_lobes.dataio import read_audio
+from cif_lobes.export import PARAMETERS
+from cif_lobes.inference import CIFRecognizer, split_at_pauses
+from cif_lobes.manifest import read_manifest
+from cif_lobes.scoring import NAMES, ErrorRate
+from cif_lobes.text import normalize
+
+PLACES = ("before", "behind", "within")
+NOISE_DB = (None, -60, -40)  # None: digital zeros
+SECONDS = (0.5, 1.0, 5.0)
+GAINS = (0.05, 0.2, 5.0, 20.0)
+
+
+def surround(signal, silence, place, sample_rate):
+    """Put silence [S] before, behind or within signal [samples]."""
+    first, second = signal, signal[:0]
+    if place == "before":
+        first, second = second, first
+    if place == "within":
+        just_too_short = (len(signal) - 1) / sample_rate
+        first, second = split_at_pauses(signal, sample_rate, just_too_short)
+    return torch.cat([first, silence, second])
+
+
+def make_silence(seconds, noise_db, sample_rate):
+    """Zeros, or the same white noise for all recordings, [samples]."""
+    size = round(seconds * sample_rate)
+    if noise_db is None:
+        return torch.zeros(size)
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return 10 ** (noise_db / 20) * noise
+
+
+def open_recognizer(folder):
+    """From waveforms to texts, their sample rate and language."""
+    if pathlib.Path(folder, "recognizer.json").exists():
+        from cif_lobes.onnx_inference import OnnxRecognizer
+
+        onnx = OnnxRecognizer(folder)
+
+        def recognize_each(signals):
+            return [onnx.transcribe(signal.numpy()).text for signal in signals]
+
+        return recognize_each, onnx.sample_rate, onnx.settings["language"]
+    is_export = pathlib.Path(folder, PARAMETERS).exists()
+    load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
+    recognizer = load(folder, {"beam_size": 1})
+
+    def recognize(signals):
+        return [t.text for t in recognizer.transcribe(signals, max_seconds=60.0)]
+
+    return recognize, recognizer.sample_rate, recognizer.tokenizer.language
+
+
+def measure(folder, csv, limit=None):
+    """Error rates in %.
+
+    Returns
+    -------
+    unit : str
+        "char" or "word".
+    level : float
+        Mean RMS of the recordings, dB of full scale.
+    rates : dict
+        By (noise_db, seconds, place), by gain, and by "as it is".
+    """
+    recognize, sample_rate, language = open_recognizer(folder)
+    unit = "char" if language == "zh" else "word"
+    rows = read_manifest(csv)[:limit]
+    signals = [read_audio(row.wav, sample_rate) for row in rows]
+    texts = [normalize(row.wrd, language) for row in rows]
+
+    def rate(changed):
+        errors = ErrorRate(unit)
+        errors.append([row.id for row in rows], recognize(changed), texts)
+        print(errors.describe(errors.summary()), file=sys.stderr)
+        return errors.summary()["error_rate"]
+
+    rates = {"as it is": rate(signals)}
+    for noise_db, seconds, place in itertools.product(NOISE_DB, SECONDS, PLACES):
+        silence = make_silence(seconds, noise_db, sample_rate)
+        changed = [surround(s, silence, place, sample_rate) for s in signals]
+        rates[noise_db, seconds, place] = rate(changed)
+    for gain in GAINS:
+        rates[gain] = rate([gain * signal for signal in signals])
+    power = torch.stack([signal.square().mean() for signal in signals])
+    return unit, float(10 * power.log10().mean()), rates
+
+
+def table(unit, level, rates, title):
+    """Markdown."""
+    plain = rates["as it is"]
+    lines = [
+        f"{title}: {NAMES[unit]} {plain:.1f} % as they are, speech of {level:.0f} dB.",
+        "",
+        "| silence | seconds | " + " | ".join(PLACES) + " |",
+        "|---|---|---|---|---|",
+    ]
+    for noise_db, seconds in itertools.product(NOISE_DB, SECONDS):
+        name = "zeros" if noise_db is None else f"noise, {noise_db} dB"
+        found = [f"{rates[noise_db, seconds, place]:.1f}" for place in PLACES]
+        lines.append(f"| {name} | {seconds:g} | {' | '.join(found)} |")
+    levels = ", ".join(f"{rates[gain]:.1f} at x {gain:g}" for gain in GAINS)
+    worst = max(rates.values()) - plain
+    lines += ["", f"Other levels: {levels}. At worst {worst:.1f} points more.", ""]
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", help="run folder, export or ONNX export")
+    add("--csv", required=True, help="recordings (ID, wav, wrd)")
+    add("--limit", type=int, help="how many of them, from the first on (default: all)")
+    add("--out", help="markdown file (default: print)")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    measured = measure(given.model, given.csv, given.limit)
+    count = len(read_manifest(given.csv)[: given.limit])
+    title = f"{count} recordings of {pathlib.Path(given.csv).stem}"
+    text = table(*measured, title)
+    if given.out:
+        pathlib.Path(given.out).write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
