@@ -127,13 +127,18 @@ def interrupting(*numbers):
 
 
 def test_signals_wait_until_a_checkpoint_is_complete(tmp_path):
+    # A shell's background job begins with SIGINT ignored.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     checkpointer = make(tmp_path)
     write = interrupting(*[signal.SIGINT] * 3)
     checkpointer.add_recoverable("late", object(), custom_save_hook=write)
-    with pytest.raises(KeyboardInterrupt):
-        checkpointer.save_checkpoint()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.save_checkpoint()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert find_fault(tmp_path / names(tmp_path)[0]) is None
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(names(tmp_path)) == 1
 
 

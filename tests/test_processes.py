@@ -1,5 +1,7 @@
 """What is scored by several processes has the figures of one process."""
 
+import types
+
 import pytest
 import torch
 import torch.multiprocessing
@@ -45,7 +47,7 @@ def make_brain(device="cpu", distributed=False):
     """A Brain that makes DataLoaders and nothing else."""
     brain = TrainingBrain.__new__(TrainingBrain)
     brain.device, brain.distributed_launch = device, distributed
-    brain.checkpointer = None
+    brain.checkpointer, brain.hparams = None, types.SimpleNamespace()
     return brain
 
 
