@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TEXTS = ["今天天气好", "买房吗", "城市的电视", "买 iPhone 吗", "今天天气好", "ＴＶ"]
 YAML = """# Teacher states.
 teacher: {folder}/teacher  # folder
-layer: -1  # layer or list of layers
+layer: -1  # layer, any integer, or a list of them
 dtype: float16  # in the file
 batch_tokens: {batch_tokens}  # pieces
 device: cpu  # cpu or cuda
