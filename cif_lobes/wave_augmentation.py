@@ -131,7 +131,7 @@ class InsertSilence(nn.Module):
         gain = rms.nan_to_num().sqrt() * 10 ** (level / 20) * (spread[1] > 1 / 3)
         spectrum = torch.fft.rfft(torch.randn(count, size, device=waves.device))
         # From white to pink, to brown.
-        hertz = torch.fft.rfftfreq(size, 1 / self.sample_rate).clamp(min=50)
-        spectrum = spectrum * hertz.to(waves.device) ** -spread[2]
+        hertz = torch.fft.rfftfreq(size, 1 / self.sample_rate, device=waves.device)
+        spectrum = spectrum * hertz.clamp(min=50) ** -spread[2]
         noise = torch.fft.irfft(spectrum, size)
         return gain * noise / noise.std(dim=1, keepdim=True)
