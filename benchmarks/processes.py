@@ -43,12 +43,7 @@ def measure_apart(script, args, sizes, measure, environment=None):
     object
         What it printed.
     """
-    given = {key: getattr(args, key) for key in sizes}
-    handed = [
-        f"--{key}" if value is True else f"--{key}={value}"
-        for key, value in given.items()
-        if value is not False
-    ]
+    handed = [f"--{key}={getattr(args, key)}" for key in sizes]
     run = subprocess.run(
         [sys.executable, script, *handed, f"--measure={measure}"],
         env={**os.environ, **(environment or {})},
@@ -66,7 +61,7 @@ def run_benchmark(description, sizes, measure, report):
     description : str
         Its first line is printed by --help.
     sizes : dict of str to (object, str)
-        Default and explanation of each argument; False: a switch.
+        Default and explanation of each argument.
     measure : callable
         From the arguments and the name of a measurement to what JSON can hold.
     report : callable
@@ -77,10 +72,7 @@ def run_benchmark(description, sizes, measure, report):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for name, (default, text) in sizes.items():
-        kind = {"type": type(default)}
-        if default is False:
-            kind = {"action": "store_true"}
-        parser.add_argument(f"--{name}", default=default, help=text, **kind)
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
     parser.add_argument("--out", help="also write the table to this markdown file")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()

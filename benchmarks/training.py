@@ -1,14 +1,13 @@
 """A training step of AISHELL-1/cif.yaml against one of SpeechBrain's Transformer recipe.
 
-    python benchmarks/training.py --out training.md      (an hour of a busy core)
+    python benchmarks/training.py --out training.md      (a quarter of an hour)
     python benchmarks/training.py --device cuda --seconds 300 --precision bf16
 
 A step is `fit_batch` of either Brain: features, SpecAugment, network, losses, backward
 pass, clipping, optimizer. `cif` is the network of the yaml with its cross-entropy, CTC and
-quantity losses, `transformer` that of `transformer_recipe.py`, and with --compile there
-is `cif --compile`. All take the same batches of noise, with durations and numbers of
-characters as AISHELL-1 has them, in turn. On a CPU, time is that of the processor, so
-that what else runs on the machine slows all alike.
+quantity losses, `transformer` that of `transformer_recipe.py`. Both take the same batches
+of noise, with durations and numbers of characters as AISHELL-1 has them, in turn. On a
+CPU, time is that of the processor, so that what else runs on the machine slows both alike.
 
 Peak memory: on a GPU, all that PyTorch had allocated at once, parameters and the state of
 the optimizer included; on a CPU, how much a process of its own grew at most from before
@@ -66,18 +65,12 @@ class Updates(list):
         """Nothing is shuffled."""
 
 
-MAKE = {"cif": make_cif, "cif --compile": make_cif, "transformer": make_transformer}
+WAYS = {"cif": make_cif, "transformer": make_transformer}
 
 
 def make(way, args):
     """The Brain of a way."""
-    options = {"device": args.device, "precision": args.precision}
-    return MAKE[way]({**options, "compile": "--compile" in way})
-
-
-def ways(args):
-    """Names of what is compared."""
-    return [way for way in MAKE if args.compile or "--compile" not in way]
+    return WAYS[way]({"device": args.device, "precision": args.precision})
 
 
 def make_batches(args):
@@ -135,9 +128,9 @@ def seconds_of(brain, examples, device):
 def measure_times(args):
     """Seconds per round of each way, and parameters; rounds are interleaved."""
     batches = make_batches(args)
-    brains = {way: make(way, args) for way in ways(args)}
+    brains = {way: make(way, args) for way in WAYS}
     seconds = {way: [] for way in brains}
-    # The first round compiles, and makes the optimizer's state.
+    # The first round makes the optimizer's state.
     for round_number in range(args.rounds + 1):
         for way, brain in brains.items():
             # CIF's sets TF32 as its yaml says; SpeechBrain's leaves it on.
@@ -215,32 +208,28 @@ def measure(args, name):
 
 def report(args):
     """The table."""
-    names = ways(args)
 
     def apart(name):
         return measure_apart(__file__, args, SIZES, name)
 
     times = apart("times")
-    peaks = {way: apart(f"peak {way}") for way in names}
-    # Compiling takes no wait away.
-    waits = {way: apart(f"waits {way}") for way in ("cif", "transformer")}
-    waits["cif --compile"] = waits["cif"]
+    peaks = {way: apart(f"peak {way}") for way in WAYS}
+    waits = {way: apart(f"waits {way}") for way in WAYS}
     lines = [
-        f"{args.batches} batches of {args.seconds:g} s, padding included; "
+        f"A round: {args.batches} batches of at most {args.seconds:g} s, padding included; "
         f"{args.precision}, {hardware(args.device)}, PyTorch {torch.__version__}, "
         f"medians of {args.rounds} interleaved rounds. Ratios to `cif`.",
         "",
-        "| step | parameters, M | s per minute of audio | ratio | peak MB | ratio "
+        "| step | parameters, M | s per round | ratio | peak MB | ratio "
         "| synchronisations |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    minutes = args.batches * args.seconds / 60
-    for way in names:
+    for way in WAYS:
         seconds = times["seconds"][way]
         pairs = zip(seconds, times["seconds"]["cif"], strict=True)
         lines.append(
             f"| {way} | {times['parameters'][way] / 1e6:.1f} "
-            f"| {statistics.median(seconds) / minutes:.1f} "
+            f"| {statistics.median(seconds):.1f} "
             f"| {statistics.median(a / b for a, b in pairs):.2f} "
             f"| {peaks[way]:.0f} | {peaks[way] / peaks['cif']:.2f} | {waits[way]} |"
         )
@@ -253,7 +242,6 @@ SIZES = {
     "rounds": (5, "timed rounds"),
     "device": ("cpu", "cpu or cuda"),
     "precision": ("fp32", "fp32 or bf16"),
-    "compile": (False, "time cif.yaml with --compile, too"),
 }
 
 if __name__ == "__main__":
