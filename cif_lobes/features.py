@@ -115,7 +115,8 @@ class SpeechNormalization(nn.Module):
         relative = (power - loudest).exp()
         level = loudest + (relative.square().sum(1) / relative.sum(1)).log()[:, None]
         level = level.clamp(min=self.FAINTEST_DB / to_db)
-        is_speech = power > level - self.SPEECH_DB / to_db
+        # Not ">": where the level is not finite, features are not either, and are seen.
+        is_speech = ~(power <= level - self.SPEECH_DB / to_db)
         x = x.maximum((to_db * level - self.RANGE_DB)[:, :, None])
         weight = is_speech.to(x.dtype)[:, :, None]
         count = weight.sum(dim=1, keepdim=True)
