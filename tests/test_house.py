@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-LIBRARY = sorted((ROOT / "cif_lobes").glob("*.py"))
+LIBRARY = sorted((ROOT / "cif_lobes").rglob("*.py"))
 SCRIPTS = [
     *ROOT.glob("*.py"),
     *ROOT.glob("recipes/*/*.py"),
@@ -93,17 +93,26 @@ def imports(path):
 
 @pytest.mark.parametrize("room", LIGHT)
 def test_light_rooms(room):
-    path = ROOT / "cif_lobes" / f"{room}.py"
+    path = ROOT.joinpath("cif_lobes", *room.split(".")).with_suffix(".py")
     outside = {name for name in imports(path) if name not in STDLIB}
     assert outside <= LIGHT[room]
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
+def room_of(path):
+    """Dotted name of a file of the library, without cif_lobes."""
+    return ".".join(path.relative_to(ROOT / "cif_lobes").with_suffix("").parts)
+
+
+def test_every_room_named_here_is_there():
+    assert {*LIGHT, *TOP} <= {room_of(path) for path in LIBRARY}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=room_of)
 def test_library_rooms(path):
     used = imports(path)
-    if path.stem not in TOP:
+    if room_of(path) not in TOP:
         assert not used & {f"cif_lobes.{name}" for name in TOP}
-    if path.stem not in ("teachers", "speech_teachers"):
+    if room_of(path) not in ("teachers", "speech_teachers"):
         assert "transformers" not in used
 
 
