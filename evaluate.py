@@ -15,8 +15,8 @@ import argparse
 import os
 import sys
 
-from cif_lobes.program import run_program
-from cif_lobes.setting_checks import option_type
+from cif_lobes.settings.checks import option_type
+from cif_lobes.settings.program import run_program
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
@@ -81,12 +81,13 @@ def parse_arguments(argv):
 def main(given):
     """Load the run, decode, write the figures down."""
     # Here, so that --help and a misspelt option need no torch.
-    from cif_lobes import sweep
-    from cif_lobes.dataio import make_dataset
-    from cif_lobes.evaluation import score
-    from cif_lobes.experiment import load_run, manifest_paths
-    from cif_lobes.language_model import fuse, load_scorer
-    from cif_lobes.searcher import BeamSearcher
+    from cif_lobes.data.batches import make_dataset
+    from cif_lobes.decoding.language_model import fuse, load_scorer
+    from cif_lobes.decoding.searcher import BeamSearcher
+    from cif_lobes.runs import sweep
+    from cif_lobes.runs.cif import load_run
+    from cif_lobes.runs.evaluation import score
+    from cif_lobes.runs.stages import manifest_paths
 
     changed = {n: v for n in (*SWEPT, "lm") if (v := getattr(given, n)) is not None}
     chosen = {**(sweep.read(given.run) if given.swept else {}), **changed}
@@ -162,11 +163,11 @@ def export(argv):
     )
     given = parser.parse_args(argv)
     if given.format == "onnx":
-        from cif_lobes.onnx_export import export_onnx as write
+        from cif_lobes.inference.onnx_export import export_onnx as write
 
-        usage = f"python -m cif_lobes.onnx_inference {given.out} speech.wav"
+        usage = f"python -m cif_lobes.inference.onnx {given.out} speech.wav"
     else:
-        from cif_lobes.export import export_run as write
+        from cif_lobes.inference.export import export_run as write
 
         usage = f'EncoderDecoderASR.from_hparams(source="{given.out}")'
     write(given.run, given.out, given.average, given.num_checkpoints)

@@ -15,8 +15,8 @@ verify   checks a cache against its manifests and computes a sample of it again
 import pathlib
 import sys
 
-from cif_lobes.cli import parse
-from cif_lobes.program import run_program
+from cif_lobes.settings.cli import parse
+from cif_lobes.settings.program import run_program
 
 VERBS = ("build", "inspect", "verify")
 
@@ -29,7 +29,7 @@ def main(argv):
     arguments = parse(argv, recipe / "hparams" / "extract_bert.yaml", __doc__)
 
     # Heavy, so not before the arguments are known to be good.
-    from cif_lobes import extraction
+    from cif_lobes.cache import text_states as extraction
 
     extraction.run(verb, *arguments)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from processes import KEEP_MEMORY, measure_apart, memory_status, run_benchmark
 
-from cif_lobes.contrastive import contrastive_distillation
+from cif_lobes.losses.contrastive import contrastive_distillation
 
 TEMPERATURE = 0.02
 

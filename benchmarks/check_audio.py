@@ -15,8 +15,8 @@ import soundfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from cif_lobes.audio_files import examine  # noqa: E402
-from cif_lobes.manifest import Utterance, measure  # noqa: E402
+from cif_lobes.data.audio_files import examine  # noqa: E402
+from cif_lobes.data.manifest import Utterance, measure  # noqa: E402
 
 SECONDS, FILES, ROUNDS, RATE = 12, 20, 5, 16000
 FORMATS = {

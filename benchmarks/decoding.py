@@ -24,9 +24,9 @@ from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.linear import Linear
 
 from cif_lobes.cif import CIF
-from cif_lobes.decoder import CIFDecoder
-from cif_lobes.encoder import ConformerEncoder
-from cif_lobes.searcher import BeamSearcher
+from cif_lobes.decoding.searcher import BeamSearcher
+from cif_lobes.nets.decoder import CIFDecoder
+from cif_lobes.nets.encoder import ConformerEncoder
 
 D, NHEAD, D_FFN, VOCAB = 256, 4, 2048, 4232  # AISHELL-1/cif.yaml
 BEAMS = (1, 10)

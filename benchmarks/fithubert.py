@@ -19,7 +19,7 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cif_lobes.fithubert import FitHuBERT, HintedStudent
+from cif_lobes.nets.fithubert import FitHuBERT, HintedStudent
 
 
 def make_ways():

@@ -18,10 +18,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # noqa: E402
 
-from cif_lobes.dataio import read_utterance  # noqa: E402
-from cif_lobes.inference import CIFRecognizer  # noqa: E402
-from cif_lobes.manifest import read_manifest  # noqa: E402
-from cif_lobes.onnx_inference import OnnxRecognizer  # noqa: E402
+from cif_lobes.data.batches import read_utterance  # noqa: E402
+from cif_lobes.data.manifest import read_manifest  # noqa: E402
+from cif_lobes.inference.onnx import OnnxRecognizer  # noqa: E402
+from cif_lobes.inference.recognizer import CIFRecognizer  # noqa: E402
 
 
 def main():

@@ -15,12 +15,12 @@ import sys
 
 import torch
 
-from cif_lobes.dataio import read_audio
-from cif_lobes.export import PARAMETERS
-from cif_lobes.inference import CIFRecognizer, split_at_pauses
-from cif_lobes.manifest import read_manifest
-from cif_lobes.scoring import NAMES, ErrorRate
-from cif_lobes.text import normalize
+from cif_lobes.data.batches import read_audio
+from cif_lobes.data.manifest import read_manifest
+from cif_lobes.data.text import normalize
+from cif_lobes.decoding.scoring import NAMES, ErrorRate
+from cif_lobes.inference.export import PARAMETERS
+from cif_lobes.inference.recognizer import CIFRecognizer, split_at_pauses
 
 PLACES = ("before", "behind", "within")
 NOISE_DB = (None, -60, -40)  # None: digital zeros
@@ -51,7 +51,7 @@ def make_silence(seconds, noise_db, sample_rate):
 def open_recognizer(folder):
     """From waveforms to texts, their sample rate and language."""
     if pathlib.Path(folder, "recognizer.json").exists():
-        from cif_lobes.onnx_inference import OnnxRecognizer
+        from cif_lobes.inference.onnx import OnnxRecognizer
 
         onnx = OnnxRecognizer(folder)
 

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 import transformers
 
-from cif_lobes.extraction import encode
-from cif_lobes.teacher_cache import TeacherCache
-from cif_lobes.teacher_cache_writer import CacheWriter
-from cif_lobes.teachers import TextTeacher
+from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.cache.text_states import encode
+from cif_lobes.cache.writer import CacheWriter
+from cif_lobes.teachers.text import TextTeacher
 
 CHARACTERS = [chr(0x4E00 + i) for i in range(4230)]
 BATCH = 256  # sentences, in the authors' code

@@ -20,11 +20,11 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.dataloader import make_dataloader
 
-from cif_lobes.dataio import make_dataset, train_loader_options
-from cif_lobes.manifest import Utterance, write_manifest
-from cif_lobes.teacher_cache import TeacherCache
-from cif_lobes.teacher_cache_writer import CacheWriter
-from cif_lobes.tokens import CharTokenizer
+from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.cache.writer import CacheWriter
+from cif_lobes.data.batches import make_dataset, train_loader_options
+from cif_lobes.data.manifest import Utterance, write_manifest
+from cif_lobes.data.tokens import CharTokenizer
 
 YAML = pathlib.Path(__file__).parent.parent / "recipes/AISHELL-1/hparams/cif_mini.yaml"
 RATE = 16000

@@ -30,10 +30,10 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from transformer_recipe import BOS, make_transformer
 
-from cif_lobes.experiment import make_brain
-from cif_lobes.precision import set_tf32
-from cif_lobes.run_record import hardware
-from cif_lobes.update_batches import UpdateBatches
+from cif_lobes.data.update_batches import UpdateBatches
+from cif_lobes.devices.precision import set_tf32
+from cif_lobes.runs.cif import make_brain
+from cif_lobes.storage.record import hardware
 
 ROOT = pathlib.Path(__file__).parent.parent
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif.yaml"

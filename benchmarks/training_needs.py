@@ -21,11 +21,14 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cif_lobes import ctc_attention_brain, experiment, fithubert_brain
-from cif_lobes.distillation import TEACHERS, TeacherHead
-from cif_lobes.ledger import Ledger
-from cif_lobes.speech_teachers import SpeechTeacher
-from cif_lobes.yaml_settings import yaml_settings
+from cif_lobes.runs import cif as experiment
+from cif_lobes.settings.yaml_settings import yaml_settings
+from cif_lobes.storage.parameters import TEACHERS
+from cif_lobes.teachers.speech import SpeechTeacher
+from cif_lobes.training import ctc_attention as ctc_attention_brain
+from cif_lobes.training import fithubert as fithubert_brain
+from cif_lobes.training.distillation import TeacherHead
+from cif_lobes.training.ledger import Ledger
 
 WIDTH = 768  # of a BERT-base's states
 

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -140,7 +141,7 @@ def trained(corpus, tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(trained, tmp_path_factory):
     """Folder with the export of that run."""
-    from cif_lobes.export import export_run
+    from cif_lobes.inference.export import export_run
 
     folder = tmp_path_factory.mktemp("exported") / "tones"
     export_run(trained, folder)
@@ -150,8 +151,8 @@ def exported(trained, tmp_path_factory):
 @pytest.fixture(scope="session")
 def utterances(corpus):
     """Validation utterances: file, waveform, text."""
-    from cif_lobes.dataio import read_audio
-    from cif_lobes.manifest import read_manifest
+    from cif_lobes.data.batches import read_audio
+    from cif_lobes.data.manifest import read_manifest
 
     rows = read_manifest(corpus[1])
     return [(u.wav, read_audio(u.wav, 16000), u.wrd) for u in rows]
@@ -169,7 +170,7 @@ def found_by_the_run(trained, signals):
     from speechbrain import Stage
     from speechbrain.dataio.batch import PaddedBatch
 
-    from cif_lobes.experiment import load_run
+    from cif_lobes.runs.cif import load_run
 
     brain, _ = load_run(trained)
     brain.on_evaluate_start()
@@ -184,3 +185,20 @@ def pad(signals, value=0.0):
     lengths = torch.tensor([len(signal) for signal in signals])
     waves = torch.nn.utils.rnn.pad_sequence(signals, True, value)
     return waves, lengths / waves.shape[1]
+
+
+def epochs(run):
+    """Rows of epochs.jsonl without their wall-clock times."""
+    rows = [
+        json.loads(line) for line in (run / "epochs.jsonl").read_text().split("\n")[:-1]
+    ]
+    for row in rows:
+        row.pop("seconds")
+        row["train"].pop("seconds")
+        row["valid"].pop("seconds")
+    return rows
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -3,10 +3,10 @@
 import numpy as np
 import soundfile
 
-from cif_lobes.dataio import read_utterance
-from cif_lobes.manifest import Utterance, read_manifest
-from cif_lobes.manifest_formats import read_transcripts
-from cif_lobes.validation import Limits, prepare_own_data
+from cif_lobes.data.batches import read_utterance
+from cif_lobes.data.formats import read_transcripts
+from cif_lobes.data.manifest import Utterance, read_manifest
+from cif_lobes.data.validation import Limits, prepare_own_data
 
 TITLE = "Data"
 

@@ -8,12 +8,12 @@ from unittest import mock
 import torch
 from conftest import ROOT
 
-from cif_lobes.checkpoints import SafeCheckpointer
-from cif_lobes.cli import parse
-from cif_lobes.export import open_export, open_run
-from cif_lobes.processes import check_device
-from cif_lobes.run_start import check_network
-from cif_lobes.safe_yaml import inside, read_settings
+from cif_lobes.devices.processes import check_device
+from cif_lobes.inference.export import open_export, open_run
+from cif_lobes.runs.start import check_network
+from cif_lobes.settings.cli import parse
+from cif_lobes.settings.safe_yaml import inside, read_settings
+from cif_lobes.storage.checkpoints import SafeCheckpointer
 
 TITLE = "Settings and folders"
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini.yaml"

@@ -195,7 +195,7 @@ def _value(x):
 def _place():
     """The innermost line of the project; in the backward pass there is none."""
     for frame in reversed(traceback.extract_stack()):
-        folder, _, name = frame.filename.rpartition("/")
-        if folder.endswith("cif_lobes"):
-            return f"{name}:{frame.lineno}"
+        _, found, room = frame.filename.rpartition("/cif_lobes/")
+        if found:
+            return f"{room}:{frame.lineno}"
     return "elsewhere"

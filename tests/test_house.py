@@ -17,85 +17,62 @@ SCRIPTS = [
 ]
 STDLIB = sys.stdlib_module_names
 
-# What a room may use beside the standard library; the rooms not named here may use
-# SpeechBrain and everything below them, but not `brain` and what stands above it.
-LIGHT = {
-    "text": set(),
-    "atomic_files": set(),
-    "program": set(),
-    "safe_yaml": {"ruamel", "hyperpyyaml"},
-    "yaml_settings": {"ruamel"},
-    "setting_checks": {"ruamel", "cif_lobes.yaml_settings"},
-    "cli": {
-        "ruamel",
-        "speechbrain",
-        "cif_lobes.setting_checks",
-        "cif_lobes.yaml_settings",
-    },  # the latter once arguments are known to be good
-    "audio_files": {"soundfile", "numpy"},
-    "manifest_formats": set(),
-    "manifest": {
-        "soundfile",
-        "cif_lobes.atomic_files",
-        "cif_lobes.audio_files",
-        "cif_lobes.manifest_formats",
-    },
-    "text_report": set(),
-    "audio_checks": {"tqdm", "cif_lobes.atomic_files", "cif_lobes.audio_files"},
-    "validation": {
-        "soundfile",
-        "tqdm",
-        "cif_lobes.audio_checks",
-        "cif_lobes.manifest",
-        "cif_lobes.text",
-        "cif_lobes.text_report",
-    },
-    "token_alignment": set(),
-    "cif": {
-        "torch",
-        "cif_lobes.cif_operator",
-        "cif_lobes.cif_plan",
-        "cif_lobes.cif_checks",
-        "cif_lobes.precision",
-    },
-    "precision": {"torch"},
-    "cif_plan": {"torch"},
-    "cif_streaming": {"torch", "cif_lobes.cif_checks", "cif_lobes.cif_plan"},
-    "cif_operator": {"torch", "cif_lobes.cif_plan"},
-    "losses": {"torch"},
-    "contrastive": {"torch", "cif_lobes.losses"},
-    "lengths": {"torch"},
-    "augment": {"torch", "speechbrain"},
-    "multi_teacher": {"torch"},
-    "fithubert": {"torch"},
-    "teacher_cache": {"torch", "h5py", "cif_lobes.cache_checks"},
-    "cache_checks": {"torch", "h5py"},
-    "decoder": {"torch", "speechbrain"},
-    "encoder": {"torch", "speechbrain"},
-    "features": {"torch", "speechbrain"},
+# The folders that each one may import from, besides itself.
+ARROWS = {
+    "settings": "",
+    "devices": "",
+    "storage": "settings",
+    "data": "storage devices",
+    "cif": "devices",
+    "losses": "",
+    "nets": "storage settings devices",
+    "teachers": "nets storage settings devices",
+    "decoding": "data storage settings devices",
+    "cache": "teachers losses nets decoding data storage settings devices",
+    "training": "cache teachers losses nets cif decoding data storage settings devices",
+    "runs": "training cache teachers losses nets cif decoding data storage settings devices",
+    "inference": "nets cif decoding data storage settings devices",
 }
-TOP = {"brain", "experiment", "inference", "fithubert_brain", "training_brain"}
-TOP |= {"lm_brain", "recognizer_brain", "ctc_attention_brain", "evaluation"}
 
-
-def imports(path):
-    """Modules a file imports, functions included; cif_lobes.x stays whole."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found.add(node.module)
-            if node.module == "cif_lobes":
-                found |= {f"cif_lobes.{alias.name}" for alias in node.names}
-    return {n if n.startswith("cif_lobes") else n.split(".")[0] for n in found}
-
-
-@pytest.mark.parametrize("room", LIGHT)
-def test_light_rooms(room):
-    path = ROOT.joinpath("cif_lobes", *room.split(".")).with_suffix(".py")
-    outside = {name for name in imports(path) if name not in STDLIB}
-    assert outside <= LIGHT[room]
+# What a room may use beside the standard library and other rooms, if that is less than
+# SpeechBrain and all that it brings along.
+TORCH, WAVES = {"torch"}, {"soundfile", "numpy"}
+LIGHT = {
+    "settings.program": set(),
+    "settings.safe_yaml": {"ruamel", "hyperpyyaml"},
+    "settings.yaml_settings": {"ruamel"},
+    "settings.checks": {"ruamel"},
+    "settings.cli": {"ruamel", "speechbrain"},  # once arguments are known to be good
+    "storage.atomic_files": set(),
+    "data.text": set(),
+    "data.text_report": set(),
+    "data.formats": set(),
+    "data.audio_files": WAVES,
+    "data.manifest": {"soundfile"},
+    "data.audio_checks": {"tqdm"},
+    "data.validation": {"soundfile", "tqdm"},
+    "inference.onnx": {"onnxruntime", "scipy", "tqdm", *WAVES},
+    "teachers.alignment": set(),
+    "devices.precision": TORCH,
+    "devices.lengths": TORCH,
+    "cif.module": TORCH,
+    "cif.operator": TORCH,
+    "cif.plan": TORCH,
+    "cif.checks": TORCH,
+    "cif.stream": TORCH,
+    "losses.arguments": TORCH,
+    "losses.recognition": TORCH,
+    "losses.contrastive": TORCH,
+    "losses.regression": TORCH,
+    "losses.multi_teacher": TORCH,
+    "nets.fithubert": TORCH,
+    "nets.features": {"torch", "speechbrain"},
+    "nets.encoder": {"torch", "speechbrain"},
+    "nets.decoder": {"torch", "speechbrain"},
+    "cache.checks": {"torch", "h5py"},
+    "cache.reader": {"torch", "h5py"},
+}
+TRANSFORMERS = {"teachers.text", "teachers.speech"}
 
 
 def room_of(path):
@@ -103,17 +80,44 @@ def room_of(path):
     return ".".join(path.relative_to(ROOT / "cif_lobes").with_suffix("").parts)
 
 
-def test_every_room_named_here_is_there():
-    assert {*LIGHT, *TOP} <= {room_of(path) for path in LIBRARY}
+def imports(path):
+    """Modules a file imports, functions included; cif_lobes.x.y stays whole."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+    return {n if n.startswith("cif_lobes") else n.split(".")[0] for n in found}
+
+
+def test_every_folder_and_room_named_here_is_there():
+    rooms = {room_of(path) for path in LIBRARY}
+    assert {*LIGHT, *TRANSFORMERS} <= rooms
+    assert {room.split(".")[0] for room in rooms} == {"__init__", *ARROWS}
+
+
+def test_no_arrow_goes_back():
+    """Every folder is below all that may import it: the table has no circle."""
+    below = {folder: names.split() for folder, names in ARROWS.items()}
+    seen = set()
+    for folder, names in below.items():
+        assert {*names} <= {*seen}, folder
+        seen.add(folder)
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=room_of)
 def test_library_rooms(path):
-    used = imports(path)
-    if room_of(path) not in TOP:
-        assert not used & {f"cif_lobes.{name}" for name in TOP}
-    if room_of(path) not in ("teachers", "speech_teachers"):
+    used, folder = imports(path), room_of(path).split(".")[0]
+    ours = {name for name in used if name.startswith("cif_lobes")}
+    allowed = {folder, *ARROWS.get(folder, "").split()}
+    assert {name.split(".")[1] for name in ours} <= allowed
+    if room_of(path) in LIGHT:
+        assert used - ours - STDLIB <= LIGHT[room_of(path)]
+    if room_of(path) not in TRANSFORMERS:
         assert "transformers" not in used
+    if path.name == "__init__.py":
+        assert not used or folder == "cif", "more than a docstring"
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -123,18 +127,29 @@ def test_scripts_use_the_library_and_their_own_folder(path):
     assert not imports(path) & others
 
 
+def start(modules, absent):
+    """Import modules and see that others have not come along."""
+    code = f"import sys, {', '.join(f'cif_lobes.{m}' for m in modules)}\n"
+    code += f"assert not {absent!r} & {{*sys.modules}}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(
-    "module", ["cif_lobes", "cif_lobes.cli", "cif_lobes.manifest", "cif_lobes.text"]
+    "module", ["settings.cli", "data.manifest", "data.text", "inference.onnx"]
 )
 def test_these_start_without_torch(module):
-    code = f"import sys, {module}; assert not {{'torch', 'speechbrain'}} & {{*sys.modules}}"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    start([module], {"torch", "speechbrain"})
 
 
-@pytest.mark.parametrize("module", ["cif", "losses", "contrastive", "teacher_cache"])
-def test_these_work_without_speechbrain(module):
-    code = f"import sys, cif_lobes.{module}; assert 'speechbrain' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_these_work_without_speechbrain():
+    rooms = ("losses.contrastive", "losses.regression", "losses.recognition")
+    start(["cif", *rooms, "cache.reader"], {"speechbrain"})
+
+
+def test_tests_lie_where_the_rooms_do():
+    """A folder of the library has one among the tests."""
+    folders = {path.name for path in ROOT.glob("tests/*") if any(path.glob("test_*"))}
+    assert folders == {*ARROWS, "recipes", "tools"}
 
 
 def test_no_file_is_long():

@@ -3,7 +3,7 @@
 import h5py
 import torch
 
-from cif_lobes.cache_checks import checksum, write_seal
+from cif_lobes.cache.checks import checksum, write_seal
 
 
 def change_states(path, change):

@@ -9,8 +9,8 @@ from conftest import ROOT
 from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.utils.rnn import pad_sequence
 
-from cif_lobes.fithubert import FitHuBERT, HintedStudent
-from cif_lobes.speech_teachers import SpeechTeacher
+from cif_lobes.nets.fithubert import FitHuBERT, HintedStudent
+from cif_lobes.teachers.speech import SpeechTeacher
 
 TEACHER = {
     "model_type": "hubert",
@@ -46,8 +46,8 @@ def write_student_run(folder, **changes):
     folder.mkdir(parents=True)
     (folder / "hyperparams.yaml").write_text(f"""\
 modules:
-    student: !new:cif_lobes.fithubert.HintedStudent
-        student: !new:cif_lobes.fithubert.FitHuBERT
+    student: !new:cif_lobes.nets.fithubert.HintedStudent
+        student: !new:cif_lobes.nets.fithubert.FitHuBERT
 {settings}
         teacher_width: 32
         hint_layers: [1, 2]

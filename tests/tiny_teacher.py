@@ -34,7 +34,7 @@ def make_teacher(
 
 
 class Units:
-    """A recogniser's tokenizer with the interface of `cif_lobes.tokens`.
+    """A recogniser's tokenizer with the interface of `cif_lobes.data.tokens`.
 
     Arguments
     ---------

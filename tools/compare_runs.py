@@ -6,8 +6,8 @@ python tools/compare_runs.py --split test --ours results/AISHELL-1/cif_mini_hier
 import argparse
 import pathlib
 
-from cif_lobes.program import run_program
-from cif_lobes.significance import compare_runs
+from cif_lobes.decoding.significance import compare_runs
+from cif_lobes.settings.program import run_program
 
 
 def parse_arguments():

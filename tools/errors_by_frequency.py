@@ -12,9 +12,9 @@ import itertools
 import json
 import pathlib
 
-from cif_lobes.manifest import read_rows
-from cif_lobes.program import run_program
-from cif_lobes.significance import SCORE
+from cif_lobes.data.manifest import read_rows
+from cif_lobes.decoding.significance import SCORE
+from cif_lobes.settings.program import run_program
 
 CLASSES = (0, 1, 5, 20, 80, 320)  # each reaches to the next
 HIT = "="
@@ -34,7 +34,7 @@ def parse_arguments():
 def main(arguments):
     """Print a row for each class of frequency, a column for each row of runs."""
     # Here, so that --help and a misspelt option need no torch.
-    from cif_lobes.scoring import ErrorRate
+    from cif_lobes.decoding.scoring import ErrorRate
 
     rows = [[pathlib.Path(run) for run in runs.split(",")] for runs in arguments.runs]
     record = json.loads((rows[0][0] / "run.json").read_text())

@@ -9,8 +9,8 @@ import argparse
 import pathlib
 import shutil
 
-from cif_lobes.program import run_program
-from cif_lobes.significance import SCORE
+from cif_lobes.decoding.significance import SCORE
+from cif_lobes.settings.program import run_program
 
 
 def parse_arguments():

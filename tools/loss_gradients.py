@@ -13,7 +13,7 @@ import argparse
 import pathlib
 import random
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 
 def parse_arguments():
@@ -35,9 +35,10 @@ def main(arguments):
     import torch
     from speechbrain.dataio.batch import PaddedBatch
 
-    from cif_lobes.dataio import make_dataset
-    from cif_lobes.distillation import add_teacher
-    from cif_lobes.experiment import load_run, make_brain, manifest_paths
+    from cif_lobes.data.batches import make_dataset
+    from cif_lobes.runs.cif import load_run, make_brain
+    from cif_lobes.runs.stages import manifest_paths
+    from cif_lobes.training.distillation import add_teacher
 
     torch.manual_seed(0)  # what --untrained and the negatives of ACD are drawn from
     # The heads' first updates are not what is asked for.
@@ -59,7 +60,7 @@ def measure(brain, batch):
 
     Arguments
     ---------
-    brain : cif_lobes.brain.CIFBrain
+    brain : cif_lobes.training.cif.CIFBrain
     batch : speechbrain.dataio.batch.PaddedBatch
 
     Returns
@@ -72,7 +73,7 @@ def measure(brain, batch):
     import torch
     from speechbrain import Stage
 
-    from cif_lobes.ledger import Ledger
+    from cif_lobes.training.ledger import Ledger
 
     brain.ledger = Ledger()
     brain.modules.eval()  # without dropout: nothing is drawn but ACD's negatives

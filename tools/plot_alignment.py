@@ -10,7 +10,7 @@ utterance of a test set, its errors.
 import argparse
 import pathlib
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 LONGEST = 60  # seconds of a picture: attention over more takes gigabytes
 
@@ -35,8 +35,8 @@ def parse_arguments():
 def main(arguments):
     """Load the run, recognise, draw, print."""
     # Here, so that --help and a misspelt option need no torch.
-    from cif_lobes.dataio import read_audio
-    from cif_lobes.experiment import load_run
+    from cif_lobes.data.batches import read_audio
+    from cif_lobes.runs.cif import load_run
 
     brain, hparams = load_run(arguments.run)
     brain.on_evaluate_start()
@@ -73,8 +73,8 @@ def cut_out(signal, sample_rate, start, end):
 
 def find_utterance(arguments, hparams):
     """The item of a data set that the arguments name."""
-    from cif_lobes.dataio import make_dataset
-    from cif_lobes.experiment import manifest_paths
+    from cif_lobes.data.batches import make_dataset
+    from cif_lobes.runs.stages import manifest_paths
 
     manifests = manifest_paths(hparams)
     tests = [name for name in manifests if name not in ("train", "valid")]
@@ -103,10 +103,11 @@ def show(brain, name, signal, reference, path):
     from speechbrain import Stage
     from speechbrain.dataio.batch import PaddedBatch
 
-    from cif_lobes import alignment, alignment_plot
-    from cif_lobes.features import LogMel
-    from cif_lobes.scoring import ErrorRate
-    from cif_lobes.tokens import SPACE
+    from cif_lobes.data.tokens import SPACE
+    from cif_lobes.decoding.scoring import ErrorRate
+    from cif_lobes.inference import alignment
+    from cif_lobes.inference import plot as alignment_plot
+    from cif_lobes.nets.features import LogMel
 
     hparams, encoder = brain.hparams, brain.hparams.encoder
     rate = hparams.sample_rate

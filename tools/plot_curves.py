@@ -13,7 +13,7 @@ import json
 import pathlib
 from itertools import cycle
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 PANELS = {  # figure in epochs.jsonl -> title and unit
     "error_rate": "error rate (%)",
@@ -82,7 +82,7 @@ def plot(runs):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
-    from cif_lobes.alignment_plot import COLOURS
+    from cif_lobes.inference.plot import COLOURS
 
     found = {name: curves(epochs) for name, epochs in runs.items()}
     present = {title: None for points in found.values() for title, _ in points}

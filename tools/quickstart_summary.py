@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 
 def main():

@@ -13,8 +13,8 @@ import shlex
 
 import yaml
 
-from cif_lobes.program import run_program
-from cif_lobes.significance import compare_runs
+from cif_lobes.decoding.significance import compare_runs
+from cif_lobes.settings.program import run_program
 
 ROOT = pathlib.Path(__file__).parent.parent
 UNITS = {"char": "CER", "word": "WER", "phone": "PER"}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 
 class Word(NamedTuple):

@@ -15,10 +15,15 @@ import zlib
 
 from tqdm import tqdm
 
-from cif_lobes.manifest import Utterance
-from cif_lobes.manifest_formats import read_transcripts
-from cif_lobes.program import run_program
-from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
+from cif_lobes.data.formats import read_transcripts
+from cif_lobes.data.manifest import Utterance
+from cif_lobes.data.validation import (
+    Limits,
+    check_counts,
+    prepare_splits,
+    preparer_options,
+)
+from cif_lobes.settings.program import run_program
 
 # Counted on the corpus as published; characters after normalisation.
 PUBLISHED = {
@@ -47,7 +52,7 @@ def prepare_aishell(data_folder, save_folder, max_rejected=0.01, **limits):
     max_rejected : float
         Largest share of a split, 0 to 1, that may be rejected.
     **limits
-        Fields of `cif_lobes.manifest.Limits` other than language and sample_rate.
+        Fields of `cif_lobes.data.manifest.Limits` other than language and sample_rate.
 
     Raises
     ------

@@ -6,8 +6,8 @@ python recipes/AISHELL-1/train.py recipes/AISHELL-1/hparams/cif.yaml --data_fold
 import pathlib
 import sys
 
-from cif_lobes.cli import parse
-from cif_lobes.program import run_program
+from cif_lobes.settings.cli import parse
+from cif_lobes.settings.program import run_program
 
 
 def prepare(hparams):
@@ -27,7 +27,7 @@ def main():
     default_yaml = pathlib.Path(__file__).parent / "hparams" / "cif.yaml"
     arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
 
-    from cif_lobes.experiment import run
+    from cif_lobes.runs.cif import run
 
     run(*arguments, prepare)
 

@@ -6,8 +6,8 @@ python recipes/AISHELL-1/train_lm.py recipes/AISHELL-1/hparams/lm.yaml
 import pathlib
 import sys
 
-from cif_lobes.cli import parse
-from cif_lobes.program import run_program
+from cif_lobes.settings.cli import parse
+from cif_lobes.settings.program import run_program
 
 
 def main():
@@ -15,7 +15,7 @@ def main():
     default_yaml = pathlib.Path(__file__).parent / "hparams" / "lm.yaml"
     arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
 
-    from cif_lobes.lm_brain import run
+    from cif_lobes.runs.language_model import run
 
     run(*arguments)
 

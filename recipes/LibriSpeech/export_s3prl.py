@@ -5,7 +5,7 @@ python recipes/LibriSpeech/export_s3prl.py results/LibriSpeech/fithubert_100h/19
 
 import argparse
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 
 def main():
@@ -18,7 +18,7 @@ def main():
     given = parser.parse_args()
 
     # Here, so that --help needs no torch.
-    from cif_lobes.s3prl_export import export_s3prl
+    from cif_lobes.inference.s3prl_export import export_s3prl
 
     export_s3prl(given.run, given.out)
     print(f"{given.out}: how to use it is said in its hubconf.py")

@@ -10,10 +10,15 @@ import collections
 import os
 import pathlib
 
-from cif_lobes.manifest import Utterance
-from cif_lobes.manifest_formats import read_transcripts
-from cif_lobes.program import run_program
-from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
+from cif_lobes.data.formats import read_transcripts
+from cif_lobes.data.manifest import Utterance
+from cif_lobes.data.validation import (
+    Limits,
+    check_counts,
+    prepare_splits,
+    preparer_options,
+)
+from cif_lobes.settings.program import run_program
 
 PUBLISHED = {
     "train-clean-100": 28539,
@@ -54,7 +59,7 @@ def prepare_librispeech(
     max_rejected : float
         Largest share of a manifest, 0 to 1, that may be rejected.
     **limits
-        Fields of `cif_lobes.manifest.Limits` other than language and sample_rate.
+        Fields of `cif_lobes.data.manifest.Limits` other than language and sample_rate.
 
     Raises
     ------

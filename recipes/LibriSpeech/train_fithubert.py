@@ -6,8 +6,8 @@ python recipes/LibriSpeech/train_fithubert.py recipes/LibriSpeech/hparams/fithub
 import pathlib
 import sys
 
-from cif_lobes.cli import parse
-from cif_lobes.program import run_program
+from cif_lobes.settings.cli import parse
+from cif_lobes.settings.program import run_program
 
 
 def prepare(hparams):
@@ -30,7 +30,7 @@ def main():
     default_yaml = pathlib.Path(__file__).parent / "hparams" / "fithubert_100h.yaml"
     arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
 
-    from cif_lobes.fithubert_brain import run
+    from cif_lobes.runs.fithubert import run
 
     run(*arguments, prepare)
 

@@ -27,7 +27,7 @@ from grammar import sentences
 from scipy.signal import resample_poly
 from tqdm import tqdm
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 SAMPLE_RATE = 16000  # Hz, LibriSpeech's
 ESPEAK_RATE = 22050  # Hz

@@ -10,9 +10,14 @@ import collections
 import os
 import pathlib
 
-from cif_lobes.manifest import Utterance
-from cif_lobes.program import run_program
-from cif_lobes.validation import Limits, check_counts, prepare_splits, preparer_options
+from cif_lobes.data.manifest import Utterance
+from cif_lobes.data.validation import (
+    Limits,
+    check_counts,
+    prepare_splits,
+    preparer_options,
+)
+from cif_lobes.settings.program import run_program
 
 PUBLISHED = {
     "train": {"utterances": 3696, "speakers": 462},
@@ -60,7 +65,7 @@ def prepare_timit(data_folder, save_folder, max_rejected=0.01, **limits):
     max_rejected : float
         Largest share of a split, 0 to 1, that may be rejected.
     **limits
-        Fields of `cif_lobes.validation.Limits` other than language and sample_rate.
+        Fields of `cif_lobes.data.validation.Limits` other than language and sample_rate.
 
     Raises
     ------

@@ -6,8 +6,8 @@ python recipes/TIMIT/train.py recipes/TIMIT/hparams/ctc_attention.yaml --data_fo
 import pathlib
 import sys
 
-from cif_lobes.cli import parse
-from cif_lobes.program import run_program
+from cif_lobes.settings.cli import parse
+from cif_lobes.settings.program import run_program
 
 
 def prepare(hparams):
@@ -27,7 +27,7 @@ def main(default_yaml, description):
     folder = pathlib.Path(__file__).parent / "hparams"
     arguments = parse(sys.argv[1:], folder / default_yaml, description)
 
-    from cif_lobes.ctc_attention_brain import run
+    from cif_lobes.runs.ctc_attention import run
 
     run(*arguments, prepare)
 

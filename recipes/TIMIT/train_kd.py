@@ -5,7 +5,7 @@ python recipes/TIMIT/train_kd.py recipes/TIMIT/hparams/ctc_attention_kd.yaml --d
 
 from train import main
 
-from cif_lobes.program import run_program
+from cif_lobes.settings.program import run_program
 
 if __name__ == "__main__":
     run_program(

@@ -1,0 +1,312 @@
+"""A trained run as a recogniser: the network and its parameters, nothing of training.
+
+An exported folder is complete and can be moved: hyperparams.yaml (the network),
+model.ckpt (its parameters, averaged over checkpoints), tokenizer.ckpt (the vocabulary).
+SpeechBrain's own interface loads it, from a folder or from the hub::
+
+    EncoderDecoderASR.from_hparams(source=folder).transcribe_file("speech.wav")
+
+That runs whatever the folder's yaml names; `open_export` and `open_run` do not, see
+`cif_lobes.settings.safe_yaml`.
+"""
+
+import io
+import json
+import pathlib
+import shutil
+
+import torch
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import TaggedScalar
+from speechbrain.dataio.dataio import length_to_mask
+
+from cif_lobes.devices.precision import full_float32
+from cif_lobes.settings.safe_yaml import build, inside, read_settings
+from cif_lobes.storage.atomic_files import new_folder
+from cif_lobes.storage.checkpoints import load_parameters
+from cif_lobes.storage.parameters import average_parameters
+
+# What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
+NETWORK = ("features", "encoder", "cif", "decoder")
+
+# Names under which SpeechBrain's Pretrainer looks for files.
+PARAMETERS, VOCABULARY = "model.ckpt", "tokenizer.ckpt"
+
+# Windows of recognition if nothing is known about the durations of training.
+MAX_SECONDS = 20.0
+
+# Settings that an export has, too.
+COPIED = ("tail_threshold", "sample_rate")
+
+HEADER = """\
+# CIF speech recogniser, average of epochs {epochs}. Needs the package cif_lobes.
+#   from speechbrain.inference.ASR import EncoderDecoderASR
+#   EncoderDecoderASR.from_hparams(source="FOLDER").transcribe_file("speech.wav")
+#   python -m cif_lobes.inference FOLDER speech.wav
+
+"""
+# The network comes between sample_rate and searcher.
+TEMPLATE = """\
+beam_size: 1  # hypotheses kept; 1: greedy
+tail_threshold: 0.0  # a remainder above this fires one more token, 0 to 1
+sample_rate: 0  # Hz that the network was trained with; others are resampled
+max_seconds: 0  # longer recordings are cut at pauses; that of training utterances
+
+searcher: !new:cif_lobes.decoding.searcher.BeamSearcher
+  decoder: !ref <decoder>
+  beam_size: !ref <beam_size>
+
+model: !new:torch.nn.ModuleDict
+  modules:
+    features: !ref <features>
+    encoder: !ref <encoder>
+    cif: !ref <cif>
+    decoder: !ref <decoder>
+
+# What speechbrain.inference.ASR.EncoderDecoderASR calls.
+modules:
+  encoder: !new:cif_lobes.inference.export.FireEncoder
+    features: !ref <features>
+    encoder: !ref <encoder>
+    cif: !ref <cif>
+  decoder: !new:cif_lobes.inference.export.FireDecoder
+    searcher: !ref <searcher>
+
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+  sample_rate: !ref <sample_rate>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    model: !ref <model>
+    tokenizer: !ref <tokenizer>
+  custom_hooks:
+    tokenizer: !name:cif_lobes.inference.export.use_vocabulary
+"""
+
+
+class FireEncoder(torch.nn.Module):
+    """Waveforms to what CIF fires: the `encoder` that EncoderDecoderASR calls.
+
+    Arguments
+    ---------
+    features : cif_lobes.nets.features.LogMel
+    encoder : cif_lobes.nets.encoder.ConformerEncoder
+    cif : cif_lobes.cif.CIF
+    """
+
+    def __init__(self, features, encoder, cif):
+        super().__init__()
+        self.features = features
+        self.encoder = encoder
+        self.cif = cif
+
+    @full_float32()
+    def forward(self, wavs, wav_lens):
+        """Fire a padded batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor, [B, samples], float32
+            Waveforms; what lies beyond the end of each is not read.
+        wav_lens : torch.Tensor, [B], float32
+            Relative lengths.
+
+        Returns
+        -------
+        CIFOutput
+            Not a tensor: how many vectors an utterance has is decided here, and
+            `wav_lens`, all that SpeechBrain hands on beside this, does not say it.
+        """
+        lengths = (wav_lens * wavs.shape[1]).round().long()
+        padding_mask = ~length_to_mask(lengths, wavs.shape[1], dtype=torch.bool)
+        x, x_lengths = self.features(wavs.masked_fill(padding_mask, 0.0), lengths)
+        return self.cif(*self.encoder(x, x_lengths))
+
+
+class FireDecoder(torch.nn.Module):
+    """What CIF fires to tokens: the `decoder` that EncoderDecoderASR calls.
+
+    Arguments
+    ---------
+    searcher : cif_lobes.decoding.searcher.BeamSearcher
+    """
+
+    def __init__(self, searcher):
+        super().__init__()
+        self.searcher = searcher
+
+    @full_float32()
+    def forward(self, fired, wav_lens):
+        """Best hypotheses.
+
+        Arguments
+        ---------
+        fired : CIFOutput
+        wav_lens : torch.Tensor, [B]
+            Of the audio, so not of use here.
+
+        Returns
+        -------
+        hypotheses : list of list of int
+        scores : torch.Tensor, [B], float32
+        None, None
+            EncoderDecoderASR unpacks four and uses the first.
+        """
+        hypotheses, scores = self.searcher(fired.embeddings, fired.lengths)
+        return hypotheses, scores, None, None
+
+
+def use_vocabulary(tokenizer, path):
+    """Pretrainer's way to load a tokenizer: tell it where its file was put."""
+    tokenizer.path = pathlib.Path(path)
+
+
+def read_run(folder, average=None, num_checkpoints=None):
+    """What recognition needs of a run folder, wherever it has been moved to.
+
+    The other objects of its yaml are not even made: an optimizer, an augmentation or a
+    random seed would be side effects of loading a recogniser.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a training run.
+    average, num_checkpoints : optional
+        As in `storage.parameters.average_parameters`; by default what the yaml says.
+
+    Returns
+    -------
+    settings : str
+        The yaml of an exported folder.
+    parameters : dict of str to torch.Tensor
+    vocabulary : pathlib.Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no run.
+    ValueError
+        If it holds another kind of run, the run's searcher has a scorer, which would
+        not be exported, or the yaml names what it may not; see
+        `cif_lobes.settings.safe_yaml`.
+    """
+    folder = pathlib.Path(folder)
+    for name in ("hyperparams.yaml", "save"):
+        if not (folder / name).exists():
+            raise FileNotFoundError(
+                f"{folder} is not a run folder: no {name}. Give the output_folder of a "
+                "training run, for instance results/AISHELL-1/cif/1986"
+            )
+    yaml = YAML()
+    settings = read_settings(folder / "hyperparams.yaml", "modules")
+    if "cif" not in settings:
+        raise ValueError(
+            f"{folder} is no run of a CIF recogniser: it trained "
+            f"{', '.join(settings['modules'])}"
+        )
+    needed = ("tokenizer", *NETWORK, "searcher", *COPIED, "average", "num_checkpoints")
+    settings = read_settings(folder / "hyperparams.yaml", *needed)
+    if settings["searcher"].get("scorer"):
+        raise ValueError(
+            f"{folder}: its searcher has a scorer, and an exported recogniser has none: "
+            "set searcher without scorer in hyperparams.yaml to recognise without it"
+        )
+    parameters, epochs = average_parameters(
+        folder / "save",
+        average or settings["average"],
+        num_checkpoints or settings["num_checkpoints"],
+    )
+    vocabulary = inside(folder, settings["tokenizer"]["path"])
+    settings["tokenizer"]["path"] = VOCABULARY
+    settings["cif"]["tail_threshold"] = TaggedScalar("<tail_threshold>", tag="!ref")
+    # Dumped, not pasted: a text among the settings must stay a text.
+    exported, text = yaml.load(TEMPLATE), io.StringIO()
+    exported["beam_size"] = settings["searcher"].get("beam_size", 1)
+    exported |= {name: settings[name] for name in COPIED}
+    exported["max_seconds"] = _longest_seconds(folder)
+    before = list(exported).index("searcher")
+    for place, name in enumerate(("tokenizer", *NETWORK), before):
+        exported.insert(place, name, settings[name])
+    text.write(HEADER.format(epochs=", ".join(map(str, epochs))))
+    yaml.dump(exported, text)
+    kept = {k: v for k, v in parameters.items() if k.split(".")[0] in NETWORK}
+    return text.getvalue(), kept, vocabulary
+
+
+def _longest_seconds(folder):
+    """The longest training utterance of a run, at least 1; 20 at most, or if unknown."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return min(max(record.get("longest_seconds", MAX_SECONDS), 1.0), MAX_SECONDS)
+
+
+def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
+    """Write the recogniser of a run into a folder of its own.
+
+    Arguments
+    ---------
+    run_folder : str
+        Output folder of a training run.
+    out_folder : str
+        Made; must be empty if it exists.
+    average, num_checkpoints : optional
+        As in `storage.parameters.average_parameters`; by default what the yaml says.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `read_run`.
+    FileExistsError
+        If there is something in out_folder.
+    """
+    settings, parameters, vocabulary = read_run(run_folder, average, num_checkpoints)
+    with new_folder(out_folder) as folder:
+        torch.save(parameters, folder / PARAMETERS)
+        shutil.copyfile(vocabulary, folder / VOCABULARY)
+        (folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
+
+
+def open_run(folder, overrides=None, average=None, num_checkpoints=None):
+    """The objects of a run's recogniser, without exporting it first.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a training run.
+    overrides : dict, optional
+        Settings of an exported folder's yaml to change: beam_size, tail_threshold.
+    average, num_checkpoints : optional
+        As in `storage.parameters.average_parameters`; by default what the yaml says.
+
+    Returns
+    -------
+    dict
+        The yaml of an exported folder, loaded, with parameters and vocabulary.
+    """
+    settings, parameters, vocabulary = read_run(folder, average, num_checkpoints)
+    hparams = build(settings, overrides)
+    hparams["model"].load_state_dict(parameters)
+    hparams["tokenizer"].path = vocabulary
+    return hparams
+
+
+def open_export(folder, overrides=None):
+    """The objects of an exported recogniser; see `open_run`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds none.
+    ValueError
+        If its yaml names what it may not; see `cif_lobes.settings.safe_yaml`.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / PARAMETERS).exists():
+        raise FileNotFoundError(
+            f"{folder} is not an exported recogniser: no {PARAMETERS}. Make one with: "
+            f"python evaluate.py export RUN {folder}"
+        )
+    hparams = build(folder / "hyperparams.yaml", overrides)
+    hparams["model"].load_state_dict(load_parameters(folder / PARAMETERS))
+    hparams["tokenizer"].path = inside(folder, VOCABULARY)
+    return hparams

@@ -1,0 +1,248 @@
+"""Recognise speech while it is spoken: audio in as it comes, tokens out as they fire.
+
+python -m cif_lobes.inference.stream results/AISHELL-1/cif_mini_streaming/1986 --csv dev.csv
+
+prints the latency of the tokens of a csv: the seconds of audio that had been received
+when a token came out, less the end of the token's span. A token waits for its chunk of
+encoder frames to be full, for the look-ahead of front-end and analysis window, and for
+the chunk of audio that completes both. How long computing takes is not in it.
+"""
+
+import argparse
+import pathlib
+import statistics
+from typing import NamedTuple
+
+import torch
+
+from cif_lobes.cif.stream import CIFStream
+from cif_lobes.data.batches import read_utterance
+from cif_lobes.data.manifest import read_manifest
+from cif_lobes.devices.precision import full_float32
+from cif_lobes.devices.processes import check_device
+from cif_lobes.inference.alignment import frame_clock
+from cif_lobes.inference.export import PARAMETERS, open_export, open_run
+from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
+from cif_lobes.settings.checks import option_type
+from cif_lobes.settings.program import run_program
+
+
+class StreamedToken(NamedTuple):
+    """A token, its span, and when it came out, in seconds since the first sample."""
+
+    token: str
+    start: float
+    end: float
+    emitted: float
+    """float: seconds of audio that had been received."""
+
+    @property
+    def latency(self):
+        """float: seconds from the end of the token's span until it came out."""
+        return self.emitted - self.end
+
+
+class StreamingRecognizer:
+    """Audio chunks of any size to tokens, greedily, one utterance after the other.
+
+    Tokens are those of the whole utterance at once, greedily decoded, whatever the
+    chunks of audio. After an end of sentence nothing comes out until `finish`.
+
+    Arguments
+    ---------
+    hparams : dict
+        From `cif_lobes.inference.export.open_run` or `open_export`, of a streaming yaml.
+    device : str
+        cpu or cuda.
+
+    Raises
+    ------
+    ValueError
+        If features, encoder or CIF read the whole utterance.
+
+    Example
+    -------
+    >>> recognizer = StreamingRecognizer.from_run("results/x")  # doctest: +SKIP
+    >>> for chunk in microphone:  # doctest: +SKIP
+    ...     for token in recognizer.push(chunk):
+    ...         print(token.token, end="", flush=True)
+    >>> rest = recognizer.finish()  # doctest: +SKIP
+    """
+
+    def __init__(self, hparams, device="cpu"):
+        check_device(device)
+        self.device = device
+        self.tokenizer, self.searcher = hparams["tokenizer"], hparams["searcher"]
+        self.sample_rate = hparams["sample_rate"]
+        hparams["model"].to(device).eval()
+        self.fire = hparams["modules"]["encoder"]
+        encoder, features = self.fire.encoder, self.fire.features
+        if not self.searcher.decoder.autoregressive:
+            raise ValueError(
+                "a decoder with autoregressive: False waits for the end of the utterance, "
+                "a stream has none: train one with previous tokens"
+            )
+        hop = features.hop / self.sample_rate
+        strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
+        self.clock = frame_clock(strides, num_pools, hop)
+        self._reset()
+
+    @classmethod
+    def from_run(cls, folder, overrides=None, device="cpu"):
+        """The recogniser of a run folder; see `cif_lobes.inference.export.open_run`."""
+        return cls(open_run(folder, overrides), device)
+
+    @classmethod
+    def from_export(cls, folder, overrides=None, device="cpu"):
+        """The recogniser of an exported folder; see `export.open_export`."""
+        return cls(open_export(folder, overrides), device)
+
+    @property
+    def algorithmic_latency(self):
+        """float: seconds that the first sample of a chunk waits at most: the chunk and
+        its look-ahead."""
+        features, frontend = self.fire.features, self.fire.encoder.frontend
+        frames = frontend.shortest - 1 - frontend.total_stride
+        look_ahead = frames * features.hop + features.window / 2
+        chunk = self.fire.encoder.chunk_size * self.clock.step
+        return chunk + look_ahead / self.sample_rate
+
+    @torch.no_grad()
+    @full_float32()
+    def push(self, signal):
+        """Recognise what the next samples complete.
+
+        Arguments
+        ---------
+        signal : torch.Tensor, [samples], float32
+            At `sample_rate`.
+
+        Returns
+        -------
+        list of StreamedToken
+        """
+        self.samples += len(signal)
+        frames = self.encoder.push(self.features.push(signal.to(self.device)))
+        return self._tokens(self.cif.push(frames, self.weights.push(frames)))
+
+    @torch.no_grad()
+    @full_float32()
+    def finish(self):
+        """Recognise the rest of the utterance; the next samples begin another.
+
+        Returns
+        -------
+        list of StreamedToken
+        """
+        frames = self.encoder.push(self.features.finish())
+        frames = torch.cat([frames, self.encoder.finish()])
+        tokens = self._tokens(self.cif.push(frames, self.weights.push(frames)))
+        tokens += self._tokens(self.cif.finish())
+        self._reset()
+        return tokens
+
+    def _reset(self):
+        """Before the first sample of an utterance."""
+        self.features = FeatureStream(self.fire.features)
+        self.encoder = EncoderStream(self.fire.encoder)
+        self.weights = WeightStream(self.fire.cif)
+        self.cif = CIFStream(self.fire.cif.threshold, self.fire.cif.tail_threshold)
+        self.samples = 0
+        self.previous = self.searcher.bos_index
+        self.before = self.state = None
+
+    def _tokens(self, fires):
+        """One step of the decoder per fire, until the end of sentence."""
+        tokens, emitted = [], self.samples / self.sample_rate
+        times = (self.clock.start + self.clock.step * fires.boundaries).tolist()
+        spans = zip(times[:-1], times[1:], strict=True)
+        for vector, (start, end) in zip(fires.embeddings, spans, strict=True):
+            if self.previous == self.searcher.eos_index:
+                break
+            vector = vector[None]
+            before = torch.zeros_like(vector) if self.before is None else self.before
+            previous = torch.tensor([self.previous], device=self.device)
+            logits, self.state = self.searcher.decoder.step(
+                vector, before, previous, self.state
+            )
+            logits[:, [self.searcher.blank_index, self.searcher.bos_index]] = -torch.inf
+            self.previous, self.before = int(logits.argmax()), vector
+            if self.previous != self.searcher.eos_index:
+                name = self.tokenizer.decode([self.previous])
+                # The last encoder frame may reach beyond the end of the audio.
+                span = min(start, emitted), min(end, emitted)
+                tokens.append(StreamedToken(name, *span, emitted))
+        return tokens
+
+
+def measure_latency(recognizer, utterances, chunk_ms):
+    """Latency of every token of some recordings, fed in chunks as from a microphone.
+
+    Arguments
+    ---------
+    recognizer : StreamingRecognizer
+    utterances : list of cif_lobes.data.manifest.Utterance
+    chunk_ms : float
+        Audio that arrives at once, in milliseconds.
+
+    Returns
+    -------
+    list of float
+        Milliseconds.
+    """
+    latencies, size = [], round(chunk_ms * recognizer.sample_rate / 1000)
+    for u in utterances:
+        signal = read_utterance(u, recognizer.sample_rate)
+        tokens = [t for chunk in signal.split(size) for t in recognizer.push(chunk)]
+        tokens += recognizer.finish()
+        latencies += [1000 * token.latency for token in tokens]
+    return latencies
+
+
+def main(argv=None):
+    """Print the latency of the tokens of a csv."""
+    parser = argparse.ArgumentParser(
+        "python -m cif_lobes.inference.stream",
+        description="Measure the latency of tokens.",
+    )
+    add = parser.add_argument
+    add("model", help="output_folder of a training run, or an exported folder")
+    add("--csv", required=True, help="utterances to recognise (ID, wav, wrd)")
+    add(
+        "--limit",
+        type=option_type(1, "how many"),
+        help="how many of them, from the first on (default: all)",
+    )
+    add(
+        "--chunk_ms",
+        type=option_type(40.0, "ms"),
+        default=40.0,
+        help="audio that arrives at once, ms",
+    )
+    device = option_type("cpu", "", "device")
+    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
+    given = parser.parse_args(argv)
+    is_export = pathlib.Path(given.model, PARAMETERS).exists()
+    kind = StreamingRecognizer
+    load = kind.from_export if is_export else kind.from_run
+    try:
+        recognizer = load(given.model, None, given.device)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(f"{given.model}: {error}")
+    utterances = read_manifest(given.csv)[: given.limit]
+    latencies = sorted(measure_latency(recognizer, utterances, given.chunk_ms))
+    if len(latencies) < 2:
+        return print(
+            f"{len(latencies)} tokens in {len(utterances)} utterances: too few"
+        )
+    high = statistics.quantiles(latencies, n=10)[-1]
+    print(
+        f"{len(latencies)} tokens of {len(utterances)} utterances, audio in chunks of "
+        f"{given.chunk_ms:g} ms: latency {statistics.median(latencies):.0f} ms in the "
+        f"median, {high:.0f} ms at 90 %; algorithmic, at most "
+        f"{1000 * recognizer.algorithmic_latency:.1f} ms"
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,62 @@
+"""A distillation of a speech encoder, from its yaml to its checkpoints."""
+
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from cif_lobes.cache.speech_states import open_speech_cache
+from cif_lobes.data.batches import dataset_rows, signal_item
+from cif_lobes.runs.stages import assemble, finish, fit, start
+from cif_lobes.teachers.speech import SpeechTeacher
+from cif_lobes.training.fithubert import FitHuBERTBrain
+
+
+def run(hparams_file, run_opts, overrides, prepare):
+    """Prepare the data and distil.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The recipe's yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Settings of the command line.
+    prepare : callable
+        From the loaded yaml: writes the manifests train_csv and valid_csv name. Not
+        called with `skip_prep`.
+    """
+    hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
+    teacher, cache = SpeechTeacher(hparams["teacher"]), None
+    brain = make_brain(hparams, run_opts, teacher)
+    if hparams["teacher_cache"]:
+        taught = [int(layer) for layer in hparams["modules"]["student"].heads]
+        path = hparams["teacher_cache"]
+        cache = open_speech_cache(path, teacher, taught, manifests.values())
+        brain.hparams.cached_layers = cache.attributes["layers"]
+        brain.teacher = None  # has been compared, and is not needed any more
+    datasets = {
+        name: make_audio_dataset(path, hparams["sample_rate"], cache)
+        for name, path in manifests.items()
+    }
+    fit(brain, hparams_file, hparams, datasets)
+    finish()
+
+
+def make_brain(hparams, run_opts, teacher):
+    """The Brain of a loaded yaml."""
+    return assemble(
+        FitHuBERTBrain, hparams, run_opts, hparams["modules"], teacher=teacher
+    )
+
+
+def make_audio_dataset(manifest, sample_rate, cache=None):
+    """A dataset of `id`, `signal` [samples] and, with a cache, `teacher` [T, L, H].
+
+    See `cif_lobes.data.batches.make_dataset`.
+    """
+    rows = dataset_rows(manifest)
+    items = [signal_item(sample_rate)]
+    if cache is not None:
+        read = cache.__getitem__
+        items.append({"func": read, "takes": ["id"], "provides": "teacher"})
+    keys = ["id", *(item["provides"] for item in items)]
+    return DynamicItemDataset(rows, dynamic_items=items, output_keys=keys)

@@ -1,0 +1,117 @@
+"""Start a network from the parameters of one that was trained before."""
+
+import logging
+
+import torch
+
+from cif_lobes.settings.safe_yaml import inside, read_settings
+from cif_lobes.storage.parameters import TEACHERS, read_parameters, run_folder
+
+logger = logging.getLogger(__name__)
+
+TOKENS = ("decoder", "ctc_head")  # modules of a CIF recogniser that know its vocabulary
+
+
+def start_from(model, run, tokenizer):
+    """Give a CIF recogniser the parameters of a trained one.
+
+    Encoder and CIF must fit. Decoder and CTC head are taken along if both runs have the
+    same vocabulary; else they learn anew, as the heads of a teacher always do. So do
+    features of another kind: an offline recogniser can become one for streams.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    run : str
+        Output folder of a run (its checkpoints are averaged), or one checkpoint of it.
+    tokenizer : cif_lobes.data.tokens.Tokenizer
+        The vocabulary of `model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such run or checkpoint.
+    ValueError
+        If a module that is to be taken does not fit.
+    """
+    folder = run_folder(run)
+    settings = read_settings(folder / "hyperparams.yaml", "tokenizer")
+    vocabulary = inside(folder, settings["tokenizer"]["path"])
+    same = vocabulary.read_bytes() == tokenizer.path.read_bytes()
+    parameters = read_parameters(run)
+    there = _modules(parameters)
+    fresh = {*TEACHERS, *(() if same else TOKENS)}
+    # A head that only one of the two runs has.
+    fresh |= {"ctc_head"} - (there & set(model))
+    if _unlike(model.state_dict(), parameters, {"features"}):
+        fresh |= {"features"}
+    for name, value in model.named_parameters():
+        frozen = not value.requires_grad and name.split(".")[0] not in fresh
+        if frozen and name in parameters and not torch.equal(value, parameters[name]):
+            raise ValueError(
+                f"init_from {run}: {name} is frozen and another than that run's: its "
+                "recogniser was trained on another student. Give the same student_run"
+            )
+    taken = take_parameters(model, parameters, fresh, f"init_from {run}")
+    anew = sorted(set(model) - taken)
+    logger.info(
+        f"parameters of {', '.join(sorted(taken))} from {run}"
+        + (f"; {', '.join(anew)} learn anew" if anew else "")
+    )
+
+
+def take_parameters(model, parameters, fresh, source):
+    """Copy parameters into a network, but for some of its modules.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    parameters : dict of str to torch.Tensor
+        Of a whole network.
+    fresh : iterable of str
+        Names of modules to leave as they are.
+    source : str
+        Setting and folder, for the error.
+
+    Returns
+    -------
+    set of str
+        Names of the modules that were given parameters.
+
+    Raises
+    ------
+    ValueError
+        If the other modules are not alike.
+    """
+    ours = model.state_dict()
+    kept = (_modules(ours) | _modules(parameters)) - {*fresh}
+    unlike = _unlike(ours, parameters, kept)
+    if unlike:
+        name = min(unlike)
+        raise ValueError(
+            f"{source}: {len(unlike):,} weights do not fit, first {name}, "
+            f"{_shape(parameters, name)} there, {_shape(ours, name)} here: its yaml has "
+            "another network. Give this one the same sizes"
+        )
+    taken = {k: v for k, v in parameters.items() if k.split(".")[0] in kept}
+    model.load_state_dict(taken, strict=False)
+    return _modules(taken)
+
+
+def _modules(parameters):
+    return {name.split(".")[0] for name in parameters}
+
+
+def _unlike(ours, theirs, modules):
+    """Names of these modules' parameters that one lacks, or has in another shape."""
+    return [
+        name
+        for name in ours.keys() | theirs.keys()
+        if name.split(".")[0] in modules and _shape(ours, name) != _shape(theirs, name)
+    ]
+
+
+def _shape(parameters, name):
+    return list(parameters[name].shape) if name in parameters else "none"

@@ -1,0 +1,76 @@
+"""A training of a Transformer language model, from its yaml to its perplexity."""
+
+from speechbrain.utils.distributed import if_main_process, run_on_main
+
+from cif_lobes.decoding.language_model import (
+    BEST_KEY,
+    TokenText,
+    check_text,
+    loader_options,
+)
+from cif_lobes.runs.stages import assemble, finish, fit_batches, load_settings
+from cif_lobes.storage.run_files import keep_tokenizer
+from cif_lobes.training.language_model import LanguageModelBrain
+
+
+def run(hparams_file, run_opts, overrides):
+    """Read the text, train, and measure the best checkpoint's perplexity.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The recipe's yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Settings of the command line.
+
+    Returns
+    -------
+    dict
+        Figures of the validation text.
+    """
+    hparams = load_settings(hparams_file, run_opts, overrides)
+    tokenizer = hparams["tokenizer"]
+    paths = {"train": hparams["train_text"], "valid": [hparams["valid_text"]]}
+    texts = {name: TokenText(files, tokenizer) for name, files in paths.items()}
+    for name, text in texts.items():
+        check_text(
+            text, f"{name}_text", hparams["device_batch_tokens"], hparams["max_oov"]
+        )
+        if if_main_process():
+            print(
+                f"{name}: {len(text):,} sentences, {len(text.tokens):,} tokens, "
+                f"{text.oov_rate:.2f} % unknown"
+            )
+    run_on_main(keep_tokenizer, args=[hparams])
+    brain = assemble(LanguageModelBrain, hparams, run_opts, hparams["modules"])
+    valid_options = loader_options(texts["valid"], hparams["device_batch_tokens"])
+    fit_batches(
+        brain,
+        hparams_file,
+        hparams,
+        texts,
+        loader_options(
+            texts["train"],
+            hparams["batch_tokens"],
+            hparams["device_batch_tokens"],
+            hparams["seed"],
+        ),
+        valid_options,
+    )
+    brain.evaluate(texts["valid"], min_key=BEST_KEY, test_loader_kwargs=valid_options)
+    figures = {
+        **brain.test_figures,
+        "sentences": len(texts["valid"]),
+        "tokens": len(texts["valid"].tokens),
+        "oov_rate": texts["valid"].oov_rate,
+    }
+    if if_main_process():
+        print(
+            f"valid: {brain.describe(figures)} over {figures['tokens']:,} tokens, "
+            f"{figures['oov_rate']:.2f} % unknown; {hparams['output_folder']}"
+        )
+    hparams["record"].result("valid", figures, tokenizer=tokenizer.fingerprint)
+    finish()
+    return figures

@@ -1,0 +1,269 @@
+"""The stages of a run, from its yaml to its figures, which all runs share."""
+
+import logging
+import os
+import pathlib
+import sys
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    run_on_main,
+)
+
+from cif_lobes.data.audio_files import UnusableAudio
+from cif_lobes.data.batches import (
+    check_tokens,
+    eval_loader_options,
+    train_loader_options,
+)
+from cif_lobes.data.manifest import read_manifest
+from cif_lobes.data.validation import MEMORY, prepare_own_data
+from cif_lobes.devices.precision import set_tf32
+from cif_lobes.devices.processes import check_device
+from cif_lobes.runs.evaluation import score
+from cif_lobes.runs.start import (
+    check_network,
+    exit_to_resume,
+    has_begun,
+    read_plain,
+    watch_folder,
+)
+from cif_lobes.storage.atomic_files import DiskFull
+from cif_lobes.storage.lock import lock_run, release_runs
+from cif_lobes.storage.record import RunRecord
+from cif_lobes.storage.run_files import (
+    keep_settings,
+    keep_tokenizer,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def train_and_score(brain, hparams_file, hparams, datasets):
+    """What a recogniser's run does once its data and Brain are made.
+
+    Arguments
+    ---------
+    brain : cif_lobes.training.recognizer.RecognizerBrain
+    hparams_file : str
+        The recipe's yaml, for the run record.
+    hparams : dict
+        The loaded yaml.
+    datasets : dict of str to DynamicItemDataset
+        "train", "valid" and the test sets.
+
+    Returns
+    -------
+    dict
+        Summary of each set but "train", by name.
+    """
+    for name in ("train", "valid"):
+        check_tokens(datasets[name], hparams["tokenizer"], brain.count_frames, name)
+    fit(brain, hparams_file, hparams, datasets)
+    tests = {n: d for n, d in datasets.items() if n != "train"}
+    results = score(brain, hparams, tests)
+    finish()
+    return results
+
+
+def start(hparams_file, run_opts, overrides, prepare):
+    """Join the other processes, load the yaml, prepare the data.
+
+    Arguments
+    ---------
+    hparams_file, run_opts, overrides, prepare
+        See `run`.
+
+    Returns
+    -------
+    hparams : dict
+        The loaded yaml.
+    manifests : dict of str to str
+        See `manifest_paths`.
+    """
+    hparams = load_settings(hparams_file, run_opts, overrides)
+    run_on_main(_prepare_data, args=[hparams, prepare])
+    return hparams, manifest_paths(hparams)
+
+
+def load_settings(hparams_file, run_opts, overrides):
+    """Join the other processes, load the yaml, make the output folder; see `run`."""
+    check_device(run_opts.get("device"))
+    ddp_init_group(run_opts)
+    settings = read_plain(hparams_file, overrides)
+    watch_folder(settings["output_folder"])
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    lock_run(hparams["output_folder"])
+    check_network(hparams["output_folder"], hparams["modules"], settings)
+    # Only here: later on, checkpoints bring the parameters of the frozen student along.
+    if "student_run" in hparams and not run_opts.get("test_only"):
+        hparams["features"].load_run(hparams["student_run"])
+    sb.create_experiment_directory(hparams["output_folder"])
+    run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
+    return hparams
+
+
+def fit_tokenizer(hparams, manifest):
+    """Make or load the vocabulary and keep it in the run folder.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+    manifest : str
+        Training manifest.
+    """
+    tokenizer = hparams["tokenizer"]
+    tokenizer.fit(u.wrd for u in read_manifest(manifest))
+    found = len(tokenizer.symbols)
+    if found < tokenizer.vocab_size / 2:
+        logger.warning(
+            f"vocab_size is {tokenizer.vocab_size:,}, the vocabulary {tokenizer.path} has "
+            f"{found:,} symbols: the other outputs are never a target. --vocab_size {found}"
+        )
+    keep_tokenizer(hparams)
+
+
+def finish():
+    """Leave a distributed run together with the other processes, if it is one."""
+    if torch.distributed.is_initialized():
+        # Without destructors: now and then a gloo thread that is still running at exit
+        # makes C++ abort a process whose work is done.
+        torch.distributed.barrier()
+        release_runs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def assemble(brain_class, hparams, run_opts, modules, **kwargs):
+    """A Brain from a loaded yaml, to which the run record and the model are added.
+
+    Arguments
+    ---------
+    brain_class : type
+        A `cif_lobes.training.brain.TrainingBrain`.
+    hparams : dict
+        The loaded yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    modules : dict of str to torch.nn.Module
+        What checkpoints hold.
+    **kwargs
+        The Brain's own arguments.
+
+    Returns
+    -------
+    TrainingBrain
+    """
+    set_tf32(False)  # SpeechBrain allows it when it is imported
+    hparams["record"] = RunRecord(hparams["output_folder"])
+    hparams["model"] = torch.nn.ModuleDict(modules)
+    hparams["checkpointer"].add_recoverable("model", hparams["model"])
+    return brain_class(
+        modules=modules,
+        opt_class=hparams["optimizer"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        **kwargs,
+    )
+
+
+def fit(brain, hparams_file, hparams, datasets):
+    """Train on audio; on Ctrl-C say how to go on.
+
+    Arguments
+    ---------
+    brain : cif_lobes.training.brain.TrainingBrain
+    hparams_file : str
+        The recipe's yaml, for the run record.
+    hparams : dict
+        The loaded yaml.
+    datasets : dict of str to DynamicItemDataset
+        "train" and "valid".
+    """
+    train_options = train_loader_options(
+        datasets["train"],
+        hparams["batch_seconds"],
+        hparams["device_batch_seconds"],
+        hparams["num_buckets"],
+        hparams["sorting"],
+        hparams["seed"],
+        hparams["num_workers"],
+    )
+    valid_options = eval_loader_options(
+        datasets["valid"], hparams["eval_batch_seconds"], hparams["num_workers"]
+    )
+    rows = datasets["train"].data.values()
+    hparams["record"].longest_seconds = max(row["duration"] for row in rows)
+    fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options)
+
+
+def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options):
+    """Train on whatever the DataLoaders of these options give; see `fit`."""
+    parameters = sum(p.numel() for p in hparams["model"].parameters())
+    # Scoring alone changes nothing of what is known about the training.
+    if not (brain.test_only and hparams["record"].path.exists()):
+        hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)
+    has_begun()
+    try:
+        brain.fit(
+            hparams["epoch_counter"],
+            datasets["train"],
+            datasets["valid"],
+            train_loader_kwargs=train_options,
+            valid_loader_kwargs=valid_options,
+        )
+    except KeyboardInterrupt:
+        saved = "saved" if brain.stopped else "not saved again"
+        exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")
+    except (DiskFull, FloatingPointError, UnusableAudio) as error:
+        exit_to_resume(f"stopped: {error}")
+
+
+def manifest_paths(hparams):
+    """The manifests of a run by the name of their split.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+
+    Returns
+    -------
+    dict of str to str
+        "train", "valid", and each test set under its file's name.
+    """
+    tests = {pathlib.Path(path).stem: path for path in hparams["test_csv"]}
+    paths = {"train": hparams["train_csv"], "valid": hparams["valid_csv"], **tests}
+    if not hparams["skip_prep"]:
+        return paths
+    # The user's own files are read through their checked copies.
+    return {name: os.path.join(hparams["save_folder"], f"{name}.csv") for name in paths}
+
+
+def _prepare_data(hparams, prepare):
+    """Write the manifests: the corpus's, or checked copies of the user's own csv."""
+    os.makedirs(hparams["save_folder"], exist_ok=True)
+    if not hparams["skip_prep"]:
+        if hparams["data_folder"] is None:
+            raise ValueError(
+                "data_folder is not set: run with --data_folder DIR, or with --skip_prep "
+                "True --train_csv A.csv --valid_csv B.csv --test_csv '[C.csv]'"
+            )
+        prepare(hparams)
+        return
+    prepare_own_data(
+        {role: hparams[f"{role}_csv"] for role in ("train", "valid", "test")},
+        hparams["save_folder"],
+        hparams["language"],
+        max_rejected=hparams["max_rejected"],
+        data_root=hparams["data_folder"],
+        audio_memory=os.path.join(hparams["manifest_folder"], MEMORY),
+        check_audio=hparams["check_audio"],
+    )

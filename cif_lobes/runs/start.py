@@ -1,0 +1,121 @@
+"""How a run begins, and how it ends before its time."""
+
+import atexit
+import pathlib
+import shutil
+import sys
+
+import torch
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML
+from speechbrain.utils.distributed import if_main_process
+
+from cif_lobes.settings.program import this_command
+from cif_lobes.storage.checkpoints import SafeCheckpointer
+
+_new = {}  # folders that were not there, and the parents that were not, either
+
+
+def read_plain(hparams_file, overrides):
+    """The settings of a yaml that are about to be used, as text and numbers.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The recipe's yaml. Objects are not made.
+    overrides : str or dict
+
+    Returns
+    -------
+    ruamel.yaml.comments.CommentedMap
+    """
+    with open(hparams_file, encoding="utf-8") as file:
+        return YAML().load(resolve_references(file, overrides).getvalue())
+
+
+def watch_folder(folder):
+    """Take a folder that is not there yet away at exit, unless `has_begun` by then.
+
+    A mistake in the settings or in the data leaves no results that are none.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a run.
+    """
+    folder = pathlib.Path(folder).absolute()
+    if if_main_process() and not folder.exists():
+        atexit.register(_remove, folder)
+        _new[folder] = [p for p in folder.parents if not p.exists()]
+
+
+def has_begun():
+    """Training begins: what has been made stays."""
+    _new.clear()
+
+
+def check_network(folder, modules, settings):
+    """See that a run that goes on has the network of its checkpoints.
+
+    Arguments
+    ---------
+    folder : str
+        Its output folder.
+    modules : dict of str to torch.nn.Module
+    settings : dict
+        From `read_plain`, to be compared with the folder's own.
+
+    Raises
+    ------
+    ValueError
+        With the settings that differ, if it has another network.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / "save").exists():
+        return
+    checkpoint = SafeCheckpointer(folder / "save").find_checkpoint()
+    if checkpoint is None or "model" not in checkpoint.paramfiles:
+        return
+    path = checkpoint.paramfiles["model"]
+    there = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    here = torch.nn.ModuleDict(modules).state_dict()
+    # Heads come and go with the weights of their losses.
+    shared = {n.split(".")[0] for n in there} & {n.split(".")[0] for n in here}
+    unlike = [
+        name
+        for name in sorted(there.keys() | here.keys())
+        if name.split(".")[0] in shared and _shape(there, name) != _shape(here, name)
+    ]
+    if not unlike:
+        return
+    with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
+        before = YAML().load(file)
+    changed = [
+        f"{key} is {before[key]} there and {value} here"
+        for key, value in settings.items()
+        if isinstance(value, (int, list)) and before.get(key, value) != value
+    ]
+    first = f"{unlike[0]} is {_shape(there, unlike[0])} there and "
+    first += f"{_shape(here, unlike[0])} here"
+    raise ValueError(
+        f"{folder} holds a run of another network: {'; '.join(changed) or first}. Go on "
+        "with its own settings, or train into another --output_folder"
+    )
+
+
+def exit_to_resume(message):
+    """End all processes; one of them says why, and the command to run again."""
+    sys.exit(f"{message}:\n  {this_command()}" if if_main_process() else 1)
+
+
+def _shape(parameters, name):
+    return list(parameters[name].shape) if name in parameters else "none"
+
+
+def _remove(folder):
+    if folder in _new:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in _new.pop(folder):
+            if any(parent.iterdir()):
+                break
+            parent.rmdir()

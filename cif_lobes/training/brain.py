@@ -1,0 +1,388 @@
+"""The optimizer's step, the stages and the resume of every recipe's Brain.
+
+Every loss is a sum over the batch. The gradient is divided by the number of units
+(target tokens, or frames) of all micro-batches and processes just before the optimizer's
+step, so gradient accumulation, torchrun and a single process take the same step over the
+same utterances. What the host has to know of a step (whether its loss is finite, whether
+somebody has pressed Ctrl-C) it reads once, from the sum over all processes.
+"""
+
+import json
+import logging
+import math
+import signal
+import time
+
+import speechbrain as sb
+import torch
+import yaml
+from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.checkpoints import (
+    ckpt_recency,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import get_rank, if_main_process
+from torch.nn.parallel import DistributedDataParallel
+
+from cif_lobes.devices.precision import set_tf32
+from cif_lobes.devices.processes import rank_and_processes, share_batches
+from cif_lobes.training.ledger import Ledger
+from cif_lobes.training.nonfinite import NonFinite
+from cif_lobes.training.unusable import gather_unusable, note_unusable
+
+logger = logging.getLogger(__name__)
+
+# What a checkpoint says of how far the training has come.
+PROGRESS = ("step", "updates_in_epoch", "avg_train_loss", "optimizer_step")
+
+
+@register_checkpoint_hooks
+class TrainingBrain(sb.Brain):
+    """A `speechbrain.Brain` whose runs can be stopped, split and repeated.
+
+    Reads from the yaml: `lr_scheduler` (one of `schedules`), `number_of_epochs`,
+    `num_checkpoints`, `seed`, `tf32`, `record` (a `cif_lobes.storage.record.RunRecord`). A
+    subclass computes `compute_forward` and `compute_objectives`, which adds its losses to
+    `self.ledger`, and says:
+
+    best_key : str
+        Figure of the validation by which the best checkpoint is kept, lower is better.
+    count_units(predictions) : int
+        What a batch's loss is a sum over.
+    start_scoring(), scores() : dict
+        Figures of a validation or test besides the losses.
+    describe(figures) : str
+        Those of the validation, for a line of progress.
+    """
+
+    best_key = "loss"
+
+    def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
+        # SpeechBrain's default of 3 is for batches of an epoch, not for updates in a row.
+        hparams = {"nonfinite_patience": 5, **(hparams or {})}
+        super().__init__(modules, opt_class, hparams, run_opts, **kw)
+        self.updates_in_epoch = 0
+        if self.grad_accumulation_factor != 1:
+            raise ValueError(
+                f"grad_accumulation_factor is {self.grad_accumulation_factor}: it follows "
+                "from batch_seconds, the audio of an update, and device_batch_seconds, "
+                "what a device takes at a time. Set these"
+            )
+
+    def count_units(self, predictions):
+        """Tokens or frames of a batch, by which its gradient is divided."""
+        raise NotImplementedError
+
+    def start_scoring(self):
+        """Called before a validation or test."""
+
+    def scores(self):
+        """Called after it."""
+        return {}
+
+    def describe(self, figures):
+        """Figures of a validation besides the losses, in words."""
+        return ""
+
+    # --- one optimizer step ---
+
+    def fit_batch(self, batch):
+        """Forward and backward of one pass, and the step if it ends an update."""
+        this = self.train_sampler[self.step - 1]
+        # Random numbers follow from (seed, epoch, step, rank) alone: a resumed run
+        # draws what the uninterrupted one would have drawn.
+        torch.manual_seed(
+            hash((self.hparams.seed, self.epoch, self.step, get_rank() or 0)) % 2**63
+        )
+        # A process without utterances computes a stand-in, for nothing: all must take
+        # part when gradients are summed.
+        self.ledger = self.update_ledger if this.counts else Ledger()
+        self._note_unusable(batch)
+        with self.no_sync(not this.ends_update):
+            with self.training_ctx:
+                predictions = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+            self.scaler.scale(loss * this.counts).backward()
+        if this.counts:
+            self.update.append((batch, loss.detach()))
+            self.update_units += self.count_units(predictions)
+        if this.ends_update:
+            self.optimizers_step()
+        return self.update_loss
+
+    def optimizers_step(self):
+        """Divide the summed gradients by the units behind them, then step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.hparams.lr_scheduler.lr_at(self.optimizer_step + 1)
+        totals = self._totals()
+        self.scaler.unscale_(self.optimizer)
+        trained = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        gradients = [parameter.grad for parameter in trained]
+        # DistributedDataParallel has averaged over processes; the sum is wanted.
+        processes = torch.distributed.get_world_size() if self.distributed_launch else 1
+        torch._foreach_mul_(gradients, processes / totals[0])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # The only place at which the host waits for the device.
+        units, loss, broken, interrupted, due, norm_value = torch.cat(
+            [totals, norm[None]]
+        ).tolist()
+        self.stopping, self.saving = interrupted > 0, due > 0
+        # fp16 overflows now and then; its scaler passes over such steps by itself.
+        if broken or not (math.isfinite(norm_value) or self.scaler.is_enabled()):
+            self.failure = self.nonfinite.skip(
+                self.update, self.update_ledger, self.unusable
+            )
+        else:
+            torch.nn.utils.clip_grads_with_norm_(trained, self.max_grad_norm, norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.train_ledger.merge(self.update_ledger)
+            self.update_loss = loss / units
+            self.nonfinite.keep()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer_step += 1
+        self.updates_in_epoch += 1
+        self._begin_update()
+
+    def _totals(self):
+        """Units, loss, whether it or a recording is no good, whether somebody wants to
+        stop, or to save: [5], summed over the processes, on the device."""
+        losses = [loss.float() for _, loss in self.update]
+        # Filled where it is: a copy from the host would wait for the device.
+        totals = torch.zeros(5, device=self.device)
+        totals[0].fill_(self.update_units)
+        if losses:
+            losses = torch.stack(losses)
+            totals[1] = losses.sum()
+            totals[2] = (~losses.isfinite()).sum()
+        totals[2] += len(self.unusable)
+        totals[3].fill_(self.interrupted)
+        totals[4].fill_(self._checkpoint_is_due() and if_main_process())
+        if self.distributed_launch:
+            torch.distributed.all_reduce(totals)
+        return totals
+
+    def _begin_update(self):
+        """Nothing has been computed of the next update."""
+        self.update, self.update_units, self.update_ledger = [], 0, Ledger()
+
+    def update_average(self, loss, avg_loss):
+        """Mean loss of the epoch's updates so far, for the progress bar.
+
+        SpeechBrain's reads the loss of every pass from the device.
+        """
+        if not self.updates_in_epoch or not math.isfinite(loss):
+            return avg_loss
+        return avg_loss + (loss - avg_loss) / self.updates_in_epoch
+
+    # --- stages ---
+
+    def on_stage_start(self, stage, epoch=None):
+        """Fresh figures for a stage; TF32 in training only."""
+        set_tf32(stage == sb.Stage.TRAIN and self.hparams.tf32)
+        self.epoch, self.unusable = epoch, []
+        if stage == sb.Stage.TRAIN:
+            self.train_sampler.set_epoch(epoch)
+            # The same place in the epoch, whatever number of processes has got there;
+            # its end, if utterances have been taken out of the manifest.
+            begin = min(self.updates_in_epoch, self.train_sampler.num_updates)
+            self.train_sampler.start = begin
+            self.step = self.train_sampler.first_pass(begin)
+            self.update_loss, self.saved_at = math.nan, (time.monotonic(), self.step)
+            self._begin_update()
+            if self.updates_in_epoch == 0:  # not resumed within the epoch
+                self.train_ledger.clear()
+            return
+        self.ledger = Ledger()
+        self.start_scoring()
+
+    def on_stage_end(self, stage, stage_loss, epoch):
+        """Log a stage; after validation, save and set old checkpoints aside."""
+        if stage == sb.Stage.TRAIN:
+            self.ledger = self.train_ledger
+        self.ledger.reduce()
+        figures = self.ledger.summary()
+        figures["seconds"] = self.ledger.seconds()
+        if stage == sb.Stage.TRAIN:
+            self.train_figures = figures
+            self.updates_in_epoch = 0
+            return
+        unusable = gather_unusable(self.unusable, stage == sb.Stage.VALID)
+        if unusable and stage == sb.Stage.VALID:
+            self._stop_before_validation(unusable)
+        if unusable:
+            raise unusable
+        figures |= self.scores()
+        if stage == sb.Stage.TEST:
+            self.test_figures = figures
+            return
+        self.hparams.record.epoch(
+            epoch,
+            self.hparams.number_of_epochs,
+            self.optimizer.param_groups[0]["lr"],
+            self.optimizer_step,
+            self.train_figures,
+            figures,
+            self.describe(figures),
+        )
+        self.nonfinite.check_parameters()
+        self.checkpointer.save_and_keep_only(
+            meta={self.best_key: figures[self.best_key], "epoch": epoch},
+            num_to_keep=self.hparams.num_checkpoints,
+            importance_keys=[ckpt_recency],
+            min_keys=[self.best_key],
+            # One from within an epoch must not take the place of an epoch's.
+            ckpt_predicate=lambda c: self.best_key in c.meta,
+        )
+        self.checkpointer.delete_checkpoints(
+            num_to_keep=0, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta
+        )
+
+    # --- recordings that cannot be read ---
+
+    def evaluate_batch(self, batch, stage):
+        """As SpeechBrain's; what cannot be read is noted."""
+        self._note_unusable(batch)
+        return super().evaluate_batch(batch, stage)
+
+    def _note_unusable(self, batch):
+        self.unusable += filter(None, getattr(batch, "unusable", []))
+
+    def _stop_before_validation(self, error):
+        """Save an epoch of which only the validation is left to do, then raise."""
+        self.failure = error
+        self.updates_in_epoch = self.train_sampler.num_updates
+        # Its figures have been added up over the processes: each has the sum.
+        self.train_ledger.leave_to_the_first()
+        self._save_intra_epoch_ckpt()
+
+    # --- processes, data order, interruption, checkpoints ---
+
+    def _wrap_distributed(self):
+        """No process is sent the buffers of the first one before every forward.
+
+        They are the same in all: positions (2.6 MB of a decoder) never change, and what
+        a module counts, it counts over all processes.
+        """
+        super()._wrap_distributed()
+        for module in self.modules.values():
+            if isinstance(module, DistributedDataParallel):
+                module.broadcast_buffers = False
+
+    def make_dataloader(self, dataset, stage, ckpt_prefix=None, **loader_kwargs):
+        """Validation and test sets are shared among the processes, and no checkpoint
+        holds the place in the training set.
+
+        SpeechBrain lets every process score all of them, and saves a number of passes,
+        which are more with fewer processes; `updates_in_epoch` is the same for any.
+        """
+        # Pinned, so that the copy of a batch to the GPU need not be waited for.
+        loader_kwargs["pin_memory"] = torch.device(self.device).type == "cuda"
+        if self.distributed_launch:
+            rank, processes = rank_and_processes()
+            if stage != sb.Stage.TRAIN:
+                loader_kwargs["batch_sampler"] = share_batches(
+                    loader_kwargs["batch_sampler"], rank, processes
+                )
+            elif len(dataset) < processes:
+                raise ValueError(
+                    f"{processes} processes cannot share {len(dataset)} training "
+                    "utterances: some would have nothing to do. Start fewer: "
+                    f"torchrun --nproc_per_node={len(dataset)}, or give more data"
+                )
+        # Language models have no sample rate.
+        noting = note_unusable(dataset, getattr(self.hparams, "sample_rate", None))
+        if noting is not dataset:
+            dataset = noting
+            loader_kwargs.setdefault("collate_fn", PaddedBatch)
+        return super().make_dataloader(dataset, stage, None, **loader_kwargs)
+
+    def _train_loader_specifics(self, dataset, loader_kwargs):
+        """The batches as they are: SpeechBrain would deal them a second time."""
+        self.train_sampler = loader_kwargs["batch_sampler"]
+        return loader_kwargs
+
+    def fit(self, *args, **kwargs):
+        """Train; a signal stops training only, and only while it lasts."""
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.interrupted = self.stopping = self.stopped = self.saving = False
+        self.failure = None
+        try:
+            super().fit(*args, **kwargs)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if self.interrupted:  # during the last validation, which has been saved
+            self.stopped = True
+            raise KeyboardInterrupt
+
+    def on_fit_start(self):
+        """Resume if there is something to resume; catch interruptions from here on."""
+        self.train_ledger = Ledger()
+        self.hparams.lr_scheduler.start(
+            self.train_sampler.num_updates * self.hparams.number_of_epochs
+        )
+        self.checkpointer.add_recoverable("ledger", self.train_ledger)
+        super().on_fit_start()
+        self.nonfinite = NonFinite(self.modules, self.nonfinite_patience)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number, frame):
+        """First Ctrl-C: stop after this step. Second: stop now."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        logger.info("saving after this step, then stopping (again: stop at once)")
+
+    def _checkpoint_is_due(self):
+        """Whether the time or the steps between two checkpoints have passed."""
+        then, step = self.saved_at
+        minutes = (time.monotonic() - then) / 60
+        return (
+            0 < self.ckpt_interval_minutes < minutes
+            or 0 < self.ckpt_interval_steps <= self.step - step
+        )
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Only between updates: half a gradient is not in a checkpoint.
+
+        SpeechBrain's broadcasts the first process's answer in every step; ours was
+        summed with the units.
+        """
+        between = self.train_sampler[self.step - 1].ends_update
+        return between and bool(self.saving or self.stopping or self.failure)
+
+    def _save_intra_epoch_ckpt(self):
+        self.nonfinite.check_parameters()
+        self.train_ledger.gather()
+        # Before: a second Ctrl-C waits until it is saved, and is raised there.
+        self.stopped = self.stopping
+        super()._save_intra_epoch_ckpt()
+        self.saved_at = time.monotonic(), self.step
+        if self.failure:
+            raise self.failure
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    @mark_as_saver
+    def _save(self, path):
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({name: getattr(self, name) for name in PROGRESS}, file)
+
+    @mark_as_loader
+    def _recover(self, path, end_of_epoch):
+        with open(path, encoding="utf-8") as file:
+            saved = yaml.safe_load(file)
+        # Before there was such a number, checkpoints were of one process and pass.
+        saved.setdefault("updates_in_epoch", saved["step"])
+        for name in PROGRESS:
+            setattr(self, name, saved[name])

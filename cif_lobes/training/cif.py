@@ -1,0 +1,153 @@
+"""Losses and scores of a CIF recogniser, once for all recipes."""
+
+from typing import NamedTuple
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.dataio import length_to_mask
+from torch import Tensor
+
+from cif_lobes.decoding.scoring import ErrorRate
+from cif_lobes.devices.lengths import Lengths
+from cif_lobes.losses.recognition import ctc_loss, label_smoothed_ce, quantity_loss
+from cif_lobes.training.distillation import distillation_losses
+from cif_lobes.training.recognizer import RecognizerBrain
+
+
+class Predictions(NamedTuple):
+    """What the network says about a batch, given the true tokens."""
+
+    encoded: Tensor  # [B, T, D] encoder frames
+    x_lengths: Lengths  # [B] encoder frames of each utterance
+    fired: tuple  # CIFOutput, scaled to the true number of tokens
+    logits: Tensor  # [B, U, V]
+    states: Tensor  # [B, U, D] decoder states
+    tokens: Tensor  # [B, U] true tokens, end of sentence included
+    token_lengths: Lengths  # [B]
+
+
+class CIFBrain(RecognizerBrain):
+    """Trains and scores features -> encoder -> CIF -> decoder.
+
+    Reads from the yaml, besides `modules` and what `RecognizerBrain` reads: `ctc_weight`,
+    `quantity_weight`, `label_smoothing`, `searcher` for validation; optionally
+    `test_searcher`.
+    """
+
+    def compute_forward(self, batch, stage):
+        """Encode, fire and decode with the true tokens; see `Predictions`."""
+        token_lengths = Lengths.of(batch.tokens, self.device)
+        encoded, x_lengths = self.encode(batch, stage)
+        tokens = batch.tokens.data
+        lengths = token_lengths.on_device
+        fired = self.modules.cif(encoded, x_lengths.on_device, lengths)
+        previous = tokens.roll(1, dims=1)
+        previous[:, 0] = self.hparams.tokenizer.bos_index
+        logits, states = self.modules.decoder(fired.embeddings, previous, lengths)
+        return Predictions(
+            encoded, x_lengths, fired, logits, states, tokens, token_lengths
+        )
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Weighted sum of the losses over the batch; keeps the ledger."""
+        losses = self.losses(predictions, batch, stage)
+        self.ledger.add(losses, self.count_units(predictions))
+        if stage != sb.Stage.TRAIN:
+            self._score(predictions, batch, stage)
+        return sum(weight * loss for weight, loss in losses.values())
+
+    def losses(self, predictions, batch, stage):
+        """Each term as (weight, sum over the batch), by name."""
+        losses = self._recognition_losses(predictions)
+        if stage == sb.Stage.TRAIN and hasattr(batch, "teacher"):
+            losses |= distillation_losses(
+                self.hparams,
+                self.modules,
+                predictions,
+                batch.teacher.data,
+                _valid_mask(predictions),
+                self.ledger,
+                # A gradient through heads that know nothing yet is noise, and larger
+                # than that of all other losses.
+                heads_only=self.optimizer_step < self.hparams.distil_after,
+            )
+        return losses
+
+    def _recognition_losses(self, p):
+        """The terms that need no teacher."""
+        valid_mask = _valid_mask(p)
+        hp = self.hparams
+        losses = {
+            "ce": (
+                1.0,
+                label_smoothed_ce(p.logits, p.tokens, valid_mask, hp.label_smoothing),
+            ),
+            "quantity": (
+                hp.quantity_weight,
+                quantity_loss(p.fired.quantity, p.token_lengths.on_device),
+            ),
+        }
+        if hp.ctc_weight:
+            log_probs = self.modules.ctc_head(p.encoded).float().log_softmax(-1)
+            losses["ctc"] = (
+                hp.ctc_weight,
+                ctc_loss(
+                    log_probs,
+                    p.tokens,
+                    p.x_lengths.on_host,
+                    p.token_lengths.on_host,
+                    hp.tokenizer.blank_index,
+                ),
+            )
+        return losses
+
+    def transcribe(self, encoded, x_lengths, stage):
+        """Free-running hypotheses: tokens and fires decided from the audio alone.
+
+        Validation, after every epoch, is greedy; a test has the recipe's beam.
+
+        Arguments
+        ---------
+        encoded : torch.Tensor, [B, T, D]
+        x_lengths : cif_lobes.devices.lengths.Lengths
+        stage : speechbrain.Stage
+
+        Returns
+        -------
+        hypotheses : list of list of int
+        fired : CIFOutput
+        """
+        fired = self.hparams.cif(encoded, x_lengths.on_device)
+        searcher = self.hparams.searcher
+        if stage == sb.Stage.TEST:
+            # Runs made before there was one are scored as they were.
+            searcher = self.option("test_searcher") or searcher
+        hypotheses, _ = searcher(fired.embeddings, fired.lengths)
+        return hypotheses, fired
+
+    def _score(self, p, batch, stage):
+        """Error rate, teacher-forced accuracy and quantity error of a batch."""
+        hypotheses, fired = self.transcribe(p.encoded, p.x_lengths, stage)
+        self.append_scores(batch, hypotheses)
+        correct = (p.logits.argmax(-1) == p.tokens) & _valid_mask(p)
+        self.ledger.count("accuracy", correct.sum(), self.count_units(p))
+        lengths = p.token_lengths.on_device
+        quantity_error = (p.fired.quantity - lengths).abs().sum()
+        self.ledger.count("quantity_error", quantity_error, len(batch.id))
+        length_error = (fired.lengths - lengths).abs().sum()
+        self.ledger.count("length_error", length_error, len(batch.id))
+
+    # --- figures ---
+
+    def describe(self, figures):
+        """Error rate, accuracy and quantity error."""
+        return (
+            f"{ErrorRate.describe(figures)}  accuracy {figures['accuracy']:.3f}  "
+            f"quantity error {figures['quantity_error']:.2f} tokens"
+        )
+
+
+def _valid_mask(predictions):
+    """[B, U], True at real tokens."""
+    lengths, tokens = predictions.token_lengths.on_device, predictions.tokens
+    return length_to_mask(lengths, tokens.shape[1], dtype=torch.bool)

@@ -1,0 +1,102 @@
+"""What the Brains of all speech recognisers share: audio to frames, and scoring."""
+
+import logging
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import ddp_barrier
+
+from cif_lobes.decoding.scoring import ErrorRate
+from cif_lobes.devices.lengths import Lengths
+from cif_lobes.storage.parameters import average_parameters, fill
+from cif_lobes.training.brain import TrainingBrain
+
+logger = logging.getLogger(__name__)
+
+
+class RecognizerBrain(TrainingBrain):
+    """A `TrainingBrain` whose modules begin with `features` and `encoder`.
+
+    Reads from the yaml, besides what `TrainingBrain` reads: `tokenizer`, `error_unit`,
+    `average`; optionally `speed_perturb`, `insert_silence`, `random_gain`, `augment`. A
+    subclass's predictions have `token_lengths`, which are `Lengths`.
+    """
+
+    best_key = "error_rate"
+    averaged = False  # whether the parameters are an average of checkpoints
+
+    def encode(self, batch, stage):
+        """Encoder frames [B, T, D] of a batch's audio, and their `Lengths`.
+
+        Moves the batch to the device; `Lengths` of its other items are asked for before.
+        """
+        samples = Lengths.of(batch.signal, self.device)
+        waves = batch.to(self.device, non_blocking=True).signal.data
+        training = stage == sb.Stage.TRAIN
+        if training and self.option("speed_perturb"):
+            before = waves.shape[1]
+            waves = self.hparams.speed_perturb(waves)
+            change = waves.shape[1] / before
+            samples = samples.map(lambda n: (n.double() * change).round().long())
+        if training and self.option("insert_silence"):
+            waves, added = self.hparams.insert_silence(waves, samples.on_device)
+            samples = samples.map(lambda n: n + added)
+        if training and self.option("random_gain"):
+            waves = self.hparams.random_gain(waves)
+        x, x_lengths = self.modules.features(waves, samples.on_device)
+        if training and self.option("augment"):
+            x = self.hparams.augment(x, x_lengths)
+        x, x_lengths = self.modules.encoder(x, x_lengths)
+        return x, Lengths(self.output_lengths(samples.on_host), x_lengths)
+
+    def output_lengths(self, samples):
+        """Encoder frames of signals of `samples` samples, an integer tensor."""
+        frames = self.hparams.features.output_lengths(samples)
+        return self.hparams.encoder.output_lengths(frames)
+
+    def append_scores(self, batch, hypotheses):
+        """Error rate of a batch's hypotheses, lists of token ids."""
+        decode = self.hparams.tokenizer.decode
+        self.error_rate.append(batch.id, [decode(h) for h in hypotheses], batch.text)
+
+    def count_units(self, predictions):
+        """Target tokens of a batch."""
+        return predictions.token_lengths.total()
+
+    def start_scoring(self):
+        """No utterance has been scored."""
+        self.error_rate = ErrorRate(self.hparams.error_unit)
+
+    def scores(self):
+        """Error rate of all processes' utterances, and its counts."""
+        self.error_rate.gather()
+        return self.error_rate.summary()
+
+    def on_fit_start(self):
+        """Training moves the parameters away from the average of checkpoints."""
+        self.averaged = False
+        super().on_fit_start()
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Average checkpoints in memory, once for all sets; nothing on disk changes."""
+        if self.averaged:
+            return
+        # The first process may still be saving or deleting what the others look for.
+        ddp_barrier()
+        parameters, epochs = average_parameters(
+            self.checkpointer.checkpoints_dir,
+            self.hparams.average,
+            self.hparams.num_checkpoints,
+        )
+        fill(self.hparams.model, parameters)
+        self.averaged = True
+        logger.info(f"average of {len(epochs)} checkpoints, epochs {epochs}")
+
+    def count_frames(self, seconds):
+        """Encoder frames of an utterance of this many seconds."""
+        samples = torch.tensor(int(seconds * self.hparams.sample_rate))
+        return int(self.output_lengths(samples))
+
+    def option(self, name):
+        """A setting of the yaml that may be absent or null."""
+        return getattr(self.hparams, name, None)

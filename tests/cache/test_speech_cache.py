@@ -1,0 +1,184 @@
+"""Cached layers of a speech teacher: what is in them, what is refused, the same loss."""
+
+import json
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import h5py
+import pytest
+import torch
+from conftest import ROOT, write_corpus
+from speechbrain import Stage
+from speechbrain.dataio.batch import PaddedBatch
+from tiny_hubert import TEACHER, distil_arguments, make_student
+
+from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.cache.speech_states import build, open_speech_cache, run
+from cif_lobes.runs.fithubert import make_audio_dataset
+from cif_lobes.teachers.speech import SpeechTeacher
+from cif_lobes.training.fithubert import FitHuBERTBrain
+from cif_lobes.training.ledger import Ledger
+
+
+@pytest.fixture(scope="module")
+def settings(corpus, tmp_path_factory):
+    """Those of a cache over the validation tones."""
+    return {
+        "teacher": TEACHER,
+        "layers": [3, 1],
+        "cache": str(tmp_path_factory.mktemp("cache") / "hubert.h5"),
+        "overwrite": False,
+        "manifests": [str(corpus[1])],
+        "sample_rate": 16000,
+        "dtype": "float32",
+        "batch_seconds": 4,
+        "device": "cpu",
+    }
+
+
+@pytest.fixture(scope="module")
+def cache(settings):
+    build(settings)
+    return TeacherCache(settings["cache"])
+
+
+def test_it_holds_what_the_teacher_says(cache, corpus):
+    teacher = SpeechTeacher(TEACHER)
+    dataset = make_audio_dataset(corpus[1], 16000, cache)
+    assert cache.attributes["layers"] == [1, 3]
+    for item in dataset:
+        signal = item["signal"]
+        states, (T,) = teacher(signal[None], torch.tensor([len(signal)]))
+        assert item["teacher"].shape == (T, 2, 32)
+        for i, layer in enumerate((1, 3)):
+            expected = states[layer][0]
+            torch.testing.assert_close(
+                item["teacher"][:, i], expected, atol=1e-5, rtol=1e-4
+            )
+
+
+def test_the_size_is_said_first(settings, cache, tmp_path, capsys, monkeypatch):
+    """Also when nothing comes of it."""
+    build(settings)
+    assert "is up to date" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is there and is another.*dtype"):
+        build({**settings, "dtype": "bfloat16"})
+    new = {**settings, "cache": str(tmp_path / "new.h5")}
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match="takes .* GB, free are 0.00 GB"):
+        build(new)
+    frames = cache.total_states
+    assert f"{frames:,} frames, layers [1, 3]: 0.00 GB" in capsys.readouterr().out
+
+
+def test_inspect_says_what_it_holds(settings, cache, tmp_path, capsys):
+    run("inspect", settings)
+    out = capsys.readouterr().out
+    assert "12 of 12 utterances" in out and "layers    1, 3" in out
+    assert f"{cache.total_states:,} frames x 2 x 32 float32" in out
+    assert "PROBLEM" not in out
+    other = write_corpus(tmp_path, 2, 9)
+    run("inspect", {**settings, "manifests": [str(other)]})
+    out = capsys.readouterr().out
+    assert "0 of 2 utterances" in out and "PROBLEM" in out
+
+
+def test_verify_computes_a_sample_again(settings, cache, tmp_path, capsys):
+    run("verify", settings)
+    assert "12 of 12 utterances; all read; 12 computed again" in capsys.readouterr().out
+    damaged = tmp_path / "damaged.h5"
+    shutil.copyfile(settings["cache"], damaged)
+    with h5py.File(damaged, "r+") as file:
+        values = max((d for d in file.values()), key=lambda d: d.size)
+        values[len(values) // 2] = float("nan")
+    with pytest.raises(OSError, match="are not those that were written"):
+        run("verify", {**settings, "cache": str(damaged)})
+    with pytest.raises(ValueError, match="layer 2 is taught as well"):
+        run("verify", {**settings, "layers": [1, 2]})
+
+
+def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
+    again = {**settings, "cache": str(tmp_path / "again.h5")}
+    forward, calls = SpeechTeacher.forward, []
+
+    def stop_at_the_third(teacher, signal, lengths):
+        calls.append(len(lengths))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(teacher, signal, lengths)
+
+    monkeypatch.setattr(SpeechTeacher, "forward", stop_at_the_third)
+    with pytest.raises(SystemExit, match="of 12 utterances are kept"):
+        build(again)
+    build(again)
+    assert sum(calls) - calls[2] == 12, "no utterance twice"
+    resumed = TeacherCache(again["cache"])
+    for utt_id in cache:
+        torch.testing.assert_close(resumed[utt_id], cache[utt_id])
+
+
+def test_what_does_not_fit_is_refused(settings, cache, corpus, tmp_path):
+    path, teacher = settings["cache"], SpeechTeacher(TEACHER)
+    open_speech_cache(path, teacher, [1, 3], [corpus[1]])
+    with pytest.raises(ValueError, match=r"has layers \[1, 3\], layer 2 is taught"):
+        open_speech_cache(path, teacher, [1, 2, 3], [corpus[1]])
+    with pytest.raises(ValueError, match="12 of 60 utterances"):
+        open_speech_cache(path, teacher, [1, 3], corpus)
+    with pytest.raises(ValueError, match="teacher_weights is '.*', expected '.*'"):
+        other = SpeechTeacher({**TEACHER, "intermediate_size": 16})
+        open_speech_cache(path, other, [1, 3], [corpus[1]])
+    longer = write_corpus(tmp_path, 12, 2)
+    rows = longer.read_text().replace("utt2-003,", "utt2-003,1").splitlines()
+    longer.write_text("\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="first utt2-003"):
+        open_speech_cache(path, teacher, [1, 3], [longer])
+    with pytest.raises(ValueError, match="is there and is another: layers is"):
+        build({**settings, "layers": [2]})
+    with pytest.raises(ValueError, match="4 is none of the teacher's, 1 to 3"):
+        build({**settings, "layers": [4]})
+
+
+def test_the_loss_is_that_of_the_teacher_on_the_fly(cache, corpus):
+    student = make_student().eval()
+    del student.heads["2"]
+    losses = []
+    for states in (None, cache):
+        dataset = make_audio_dataset(corpus[1], 16000, states)
+        brain = FitHuBERTBrain(
+            SpeechTeacher(TEACHER),
+            modules={"student": student},
+            hparams={"hint_weight": 0.1, "cached_layers": [1, 3]},
+            run_opts={"device": "cpu"},
+        )
+        if states is not None:
+            brain.teacher = None
+        brain.ledger = Ledger()
+        batch = PaddedBatch([dataset[i] for i in range(5)])
+        with torch.no_grad():
+            predictions = brain.compute_forward(batch, Stage.TRAIN)
+            losses.append(brain.compute_objectives(predictions, batch, Stage.TRAIN))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+
+
+@pytest.mark.slow
+def test_training_from_a_cache(corpus, tmp_path):
+    """With the commands; the teacher is not run."""
+    teacher = json.dumps({**TEACHER, "num_hidden_layers": 2})
+    yaml = (ROOT / "recipes/LibriSpeech/hparams/extract_hubert.yaml").read_text()
+    yaml = yaml.replace("teacher: facebook/hubert-base-ls960", f"teacher: {teacher}")
+    (tmp_path / "extract.yaml").write_text(yaml)
+    command = [sys.executable, "extract_teacher.py", str(tmp_path / "extract.yaml")]
+    command += ["--layers", "[1, 2]", "--cache", str(tmp_path / "hubert.h5")]
+    saved = f"{tmp_path}/a/run/save"  # where training keeps the checked copies
+    command += ["--manifests", f"[{saved}/train.csv, {saved}/valid.csv]"]
+    subprocess.run(distil_arguments(corpus, tmp_path / "a"), check=True, cwd=ROOT)
+    subprocess.run(command, check=True, cwd=ROOT)
+    cached = distil_arguments(corpus, tmp_path / "b")
+    cached += ["--teacher_cache", str(tmp_path / "hubert.h5")]
+    subprocess.run(cached, check=True, cwd=ROOT)
+    rows = [(tmp_path / f"{run}/run/epochs.jsonl").read_text() for run in "ab"]
+    ours, theirs = (json.loads(r.splitlines()[-1])["valid"]["loss"] for r in rows)
+    assert ours == pytest.approx(theirs, rel=0.01)

@@ -1,0 +1,113 @@
+"""A run's recogniser in a folder of its own: as the run itself says, by SpeechBrain."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import pad
+from speechbrain.inference.ASR import EncoderDecoderASR
+
+from cif_lobes.inference.export import NETWORK, export_run, open_run
+from cif_lobes.inference.recognizer import CIFRecognizer
+
+
+def test_speechbrain_transcribes_as_the_run(
+    exported, utterances, signals, found_by_the_run, tmp_path
+):
+    """Files alone, and a batch; through the links that SpeechBrain makes in savedir."""
+    savedir = tmp_path / "saved"
+    asr = EncoderDecoderASR.from_hparams(source=str(exported), savedir=str(savedir))
+    assert (savedir / "model.ckpt").is_symlink()
+    texts, tokens = asr.transcribe_batch(*pad(signals))
+    assert tokens == found_by_the_run
+    assert texts == [asr.tokenizer.decode(ids) for ids in found_by_the_run]
+    assert texts == [asr.transcribe_file(str(file)) for file, _, _ in utterances]
+    assert len(set(texts)) > 5  # or nothing has been shown
+
+
+def test_padding_is_not_read(exported, signals):
+    asr = EncoderDecoderASR.from_hparams(source=str(exported))
+    zeros, other = (asr.encode_batch(*pad(signals, value)) for value in (0.0, 0.5))
+    assert zeros.lengths.sum() > 20
+    torch.testing.assert_close(other, zeros)
+
+
+def test_export_can_be_moved_and_overridden(exported, signals, tmp_path):
+    moved = shutil.copytree(exported, tmp_path / "elsewhere" / "model")
+    overrides = {"beam_size": 4, "tail_threshold": 0.9}
+    asr = EncoderDecoderASR.from_hparams(source=str(moved), overrides=overrides)
+    assert asr.tokenizer.path.parent == moved
+    assert asr.mods.encoder.cif.tail_threshold == 0.9
+    recognizer = CIFRecognizer.from_export(moved, overrides)
+    texts, _ = asr.transcribe_batch(*pad(signals))
+    assert texts == [t.text for t in recognizer.transcribe(signals)]
+    assert len(recognizer.transcribe(signals[:1])[0].nbest) == 4
+
+
+def test_export_holds_the_recogniser_only(trained, exported):
+    names = {"hyperparams.yaml", "model.ckpt", "tokenizer.ckpt"}
+    assert {path.name for path in exported.iterdir()} == names
+    parameters = torch.load(exported / "model.ckpt")
+    assert {name.split(".")[0] for name in parameters} <= set(NETWORK)
+    settings = (exported / "hyperparams.yaml").read_text()
+    for word in (
+        str(trained),
+        "ctc_head",
+        "checkpointer",
+        "optimizer",
+        "augment",
+        "seed",
+    ):
+        assert word not in settings
+
+
+def test_export_averages_the_checkpoints_asked_for(trained, exported, tmp_path):
+    name = "decoder.project_out.weight"
+    folders = sorted(
+        (f for f in trained.glob("save/CKPT*") if "error_rate" in _meta(f)),
+        key=lambda f: int(_meta(f).split("epoch: ")[1].split()[0]),
+    )
+    last, before = (torch.load(f / "model.ckpt")[name] for f in folders[:-3:-1])
+    assert not torch.equal(last, before)
+    average = torch.load(exported / "model.ckpt")[name]
+    torch.testing.assert_close(average, (last + before) / 2)
+    export_run(trained, tmp_path / "last", num_checkpoints=1)
+    assert torch.equal(torch.load(tmp_path / "last/model.ckpt")[name], last)
+
+
+def _meta(folder):
+    return (folder / "CKPT.yaml").read_text().replace("end-of-epoch: ", "")
+
+
+def test_loading_a_run_does_not_seed(trained):
+    """The whole yaml would: what is drawn afterwards would always be the same."""
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        open_run(trained)
+        return torch.rand(1)
+
+    assert draw(1) != draw(2)
+
+
+def test_export_refuses(trained, exported, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="not a run folder: no hyperparams.yaml"
+    ):
+        export_run(tmp_path, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="not a run folder: no save"):
+        export_run(exported, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="not empty"):
+        export_run(trained, exported)
+    with pytest.raises(FileNotFoundError, match="evaluate.py export RUN"):
+        CIFRecognizer.from_export(trained)
+    run = shutil.copytree(trained, tmp_path / "run")
+    for checkpoint in run.glob("save/CKPT*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of a whole epoch"):
+        open_run(run)
+    yaml = (run / "hyperparams.yaml").read_text()
+    yaml = yaml.replace("GreedySearcher\n", "BeamSearcher\n  scorer: [1]\n")
+    (run / "hyperparams.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match="has a scorer"):
+        open_run(run)

@@ -1,0 +1,172 @@
+"""The ONNX export of a trained run against the run itself."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import speak
+from speechbrain.processing.features import STFT
+
+from cif_lobes.data.batches import read_audio
+from cif_lobes.data.manifest import read_manifest
+from cif_lobes.data.tokens import (
+    SPACE,
+    CharTokenizer,
+    SentencePieceTokenizer,
+    WordTokenizer,
+)
+from cif_lobes.inference.export import open_run
+from cif_lobes.inference.onnx import OnnxRecognizer, main
+from cif_lobes.inference.onnx_export import ConvSTFT, export_onnx
+from cif_lobes.inference.recognizer import CIFRecognizer
+from cif_lobes.inference.stream import StreamingRecognizer
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx") / "tones"
+    export_onnx(trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def onnx(exported):
+    return OnnxRecognizer(exported)
+
+
+@pytest.fixture(scope="module")
+def recognizer(trained):
+    return CIFRecognizer.from_run(trained)
+
+
+def test_same_transcripts(corpus, onnx, recognizer):
+    """Of durations that the graph was not traced with: text, times, confidences."""
+    files = [u.wav for u in read_manifest(corpus[1])]
+    assert len({len(read_audio(file, RATE)) for file in files}) >= 3
+    expected = recognizer.transcribe(files)
+    for file, wanted in zip(files, expected, strict=True):
+        found = onnx.transcribe_file(file)
+        assert found.text == wanted.text
+        assert found.score == pytest.approx(wanted.score, abs=1e-3)
+        for one, other in zip(found.tokens, wanted.tokens, strict=True):
+            assert one.token == other.token
+            assert one[1:] == pytest.approx(other[1:], abs=1e-3)
+    assert len({t.text for t in expected}) > 5  # or nothing has been shown
+
+
+@pytest.mark.parametrize("samples", [1, 399, 1600, 16001, 5 * RATE])
+def test_any_length(onnx, recognizer, samples):
+    """Down to one sample, which is shorter than what one encoder frame reads."""
+    signal = torch.from_numpy(speak("abcd" * 6, seed=3))[:samples]
+    with torch.no_grad():
+        wanted = recognizer.fire(signal[None], torch.ones(1))
+    embeddings, boundaries = onnx.encoder.run(None, {"signal": signal[None].numpy()})
+    assert embeddings.shape == tuple(wanted.embeddings.shape)
+    np.testing.assert_allclose(embeddings, wanted.embeddings, atol=1e-3)
+    np.testing.assert_allclose(boundaries, wanted.boundaries, atol=1e-3)
+    (whole,) = recognizer.transcribe([signal], max_seconds=5)
+    assert onnx.transcribe(signal.numpy()).text == whole.text
+
+
+def test_nothing_said(onnx):
+    """No vector, no step."""
+    assert onnx._search(np.zeros((1, 0, 32), np.float32)) == ([], [])
+
+
+def test_stft_as_a_convolution():
+    stft, signal = STFT(sample_rate=RATE), torch.randn(2, 4000)
+    torch.testing.assert_close(
+        ConvSTFT(stft)(signal), stft(signal), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_no_pytorch(exported, corpus):
+    """Neither it nor SpeechBrain can be imported, and still: from wav to text."""
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["speechbrain"] = None
+from cif_lobes.inference.onnx import main
+main(sys.argv[1:])
+"""
+    file = read_manifest(corpus[1])[0].wav
+    command = [sys.executable, "-c", code, str(exported), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout
+        == f"{file}\t{OnnxRecognizer(exported).transcribe_file(file).text}\n"
+    )
+
+
+def test_command_line(exported, tmp_path, capsys):
+    """Another rate, two channels, json."""
+    mono = speak("abcd", 44100)
+    soundfile.write(tmp_path / "a.wav", np.stack([mono, mono], axis=1), 44100)
+    main([str(exported), str(tmp_path / "a.wav"), "--format", "json"])
+    found = json.loads(capsys.readouterr().out)
+    plain = OnnxRecognizer(exported).transcribe(speak("abcd"))
+    assert found["text"] == plain.text
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "a.wav"])
+    assert "evaluate.py export RUN" in capsys.readouterr().err
+
+
+def test_export_refuses(trained, exported, tmp_path):
+    with pytest.raises(FileExistsError, match="not empty"):
+        export_onnx(trained, exported)
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        export_onnx(tmp_path, tmp_path / "out")
+
+
+def test_networks_without_a_graph_are_refused_before_anything_is_written(
+    trained, tmp_path, monkeypatch
+):
+    hparams = open_run(trained)
+    hparams["decoder"].autoregressive = False
+    monkeypatch.setattr("cif_lobes.inference.onnx_export.open_run", lambda *_: hparams)
+    with pytest.raises(ValueError, match="not for a frozen student or autoregressive"):
+        export_onnx(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="waits for the end of the utterance"):
+        StreamingRecognizer(hparams)
+
+
+def test_files_that_cannot_be_read_are_skipped(exported, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", speak("abcd"), 16000)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, "float32"), 16000)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF, but no more")
+    files = [str(tmp_path / f"{n}.wav") for n in ("broken", "missing", "empty", "a")]
+    with pytest.raises(SystemExit, match="3 of 4 files could not be read"):
+        main([str(exported), *files])
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{files[3]}\t") and out.count("\n") == 1
+    for file in files[:3]:
+        assert f"skipped {file}: " in err
+    with pytest.raises(SystemExit):
+        main([str(exported), *files, "--format", "srt"])
+    assert "srt is for one file" in capsys.readouterr().err
+
+
+def test_pieces_spell_what_decode_does(onnx, tmp_path):
+    """Words of SentencePiece units, characters; symbols that nothing uses."""
+    texts = ["the cat sat", "the dog sat", "a cat ran to the dog"]
+    onnx_settings = onnx.settings
+    for tokenizer in (
+        SentencePieceTokenizer(tmp_path / "pieces.model", 26, "en").fit(texts),
+        WordTokenizer(tmp_path / "words.txt", 12, "en").fit(texts),
+        CharTokenizer(tmp_path / "chars.txt", 30, "en").fit(texts),
+    ):
+        pieces = tokenizer.pieces()
+        assert len(pieces) == tokenizer.vocab_size
+        onnx.settings = {"tokens": pieces}
+        for text in texts:
+            assert onnx._text(tokenizer.encode(text)) == text
+        is_marked = any(piece.startswith(SPACE) for piece in pieces)
+        assert is_marked != isinstance(tokenizer, CharTokenizer)
+    onnx.settings = onnx_settings

@@ -1,0 +1,76 @@
+"""Recordings that can be read, and are not what they seem."""
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import speak
+
+from cif_lobes.inference.recordings import is_steady, mix_down, read_mono
+
+RATE = 16000
+TIME = np.arange(3 * RATE) / RATE
+
+
+def coloured(slope):
+    """Noise whose power falls with frequency ** slope."""
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(3 * RATE))
+    hertz = np.maximum(np.arange(len(spectrum)) / 3, 20)
+    return np.fft.irfft(spectrum / hertz ** (slope / 2)).astype("float32")
+
+
+def test_what_is_left_of_a_file_is_read(tmp_path, caplog):
+    path = tmp_path / "broken.wav"
+    soundfile.write(path, speak("abcd"), RATE)
+    read_mono(path)
+    assert not caplog.text
+    path.write_bytes(path.read_bytes()[: -RATE * 2 // 4])  # 16 bit, a quarter second
+    signal, rate = read_mono(path)
+    assert (len(signal), rate) == (len(speak("abcd")) - RATE // 4, RATE)
+    assert f"{path}: it breaks off after 0.9 of 1.2 s" in caplog.text
+    soundfile.write(path, np.zeros(0), RATE)
+    with pytest.raises(ValueError, match="no samples"):
+        read_mono(path)
+
+
+def test_channels():
+    speech, other = speak("abcd"), speak("dcba")
+    both = np.stack([speech, other], axis=1)
+    assert np.array_equal(mix_down(both), both.mean(axis=1))
+    assert np.array_equal(mix_down(both, 2), other)
+    opposite = np.stack([speech, -speech], axis=1)
+    with pytest.raises(ValueError, match="2 channels cancel each other"):
+        mix_down(opposite)
+    assert np.array_equal(mix_down(opposite, 1), speech)
+    for channel in 0, 3:
+        with pytest.raises(ValueError, match=f"channel is {channel}, it has 2"):
+            mix_down(both, channel)
+    # Silence, one channel of many, and unrelated noise are no opposite phases.
+    assert not mix_down(np.zeros((100, 2), "float32")).any()
+    assert mix_down(np.pad(speech[:, None], [(0, 0), (0, 7)])).any()
+    assert mix_down(np.random.default_rng(0).standard_normal((RATE, 16))).any()
+
+
+@pytest.mark.parametrize("gain", [1e-4, 1.0])
+@pytest.mark.parametrize(
+    "sound",
+    [coloured(0), coloured(1), np.sin(2 * np.pi * 440 * TIME), np.ones(RATE)],
+    ids=["white", "pink", "tone", "offset"],
+)
+def test_what_is_steady(sound, gain):
+    """Also if it begins or ends within the recording."""
+    assert is_steady(gain * sound, RATE)
+    assert is_steady(np.concatenate([gain * sound, np.zeros(RATE)]), RATE)
+
+
+def test_nothing_is_steady():
+    for samples in 0, 1, 300, RATE:
+        assert is_steady(np.zeros(samples, "float32"), RATE)
+    assert is_steady(np.ones(1, "float32"), RATE)
+
+
+@pytest.mark.parametrize("text", ["ab", "abcdabcd"])
+def test_speech_is_not_steady(text):
+    speech = speak(text)
+    assert not is_steady(speech, RATE)
+    noise = 0.01 * coloured(0)
+    assert not is_steady(np.concatenate([noise, speech, noise]), RATE)

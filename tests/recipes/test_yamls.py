@@ -1,0 +1,86 @@
+"""Every yaml loads, describes its settings, and differs from its base as it says."""
+
+import io
+import pathlib
+import re
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
+
+from cif_lobes.settings.yaml_settings import yaml_settings
+from cif_lobes.storage.checkpoints import SafeCheckpointer
+
+ROOT = pathlib.Path(__file__).parents[2]
+YAMLS = sorted(ROOT.glob("recipes/*/hparams/*.yaml"))
+TRAINING = [path for path in YAMLS if not path.name.startswith("extract")]
+SMALL = {"d_model": 16, "d_ffn": 16, "encoder_layers": 1, "pool_after": [1]}
+SMALL |= {"nhead": 4, "decoder_layers": 1, "conv_channels": 2, "vocab_size": 20}
+
+
+def name(path):
+    """Recipe and file, for the test's name."""
+    return str(path.relative_to(ROOT / "recipes"))
+
+
+def settings(path):
+    """Top-level entries as plain text, objects included."""
+    node = YAML(typ="rt").load(path.read_text())
+    dumped = YAML()
+    dumped.width = 10**6
+    return {key: _text(dumped, value) for key, value in node.items()}
+
+
+def _text(dumper, value):
+    stream = io.StringIO()
+    dumper.dump({"value": value}, stream)
+    return re.sub(r" +#.*", "", stream.getvalue())
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_it_loads(path, tmp_path):
+    """With the placeholders filled in, every object can be made."""
+    keys = yaml_settings(path)
+    values = {s.key: "x" for s in keys if s.required}
+    values |= {s.key: SMALL[s.key] for s in keys if s.key in SMALL}
+    with open(path) as file:
+        hparams = load_hyperpyyaml(file, {**values, "output_folder": str(tmp_path)})
+    assert all(isinstance(m, torch.nn.Module) for m in hparams["modules"].values())
+    assert isinstance(hparams["checkpointer"], SafeCheckpointer)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name)
+def test_every_setting_is_explained(path):
+    silent = [
+        s.key for s in yaml_settings(path) if s.value_text is not None and not s.comment
+    ]
+    assert [key for key in silent if not key.startswith("__")] == []
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name)
+def test_it_opens_with_its_command(path):
+    head = path.read_text().split("\n\n")[0]
+    assert f"#   python {'recipes' if path in TRAINING else 'extract_teacher'}" in head
+    assert len(path.read_text().splitlines()) <= 200
+
+
+def variants():
+    """(yaml, base, declared differences) of every "Same as" header."""
+    for path in YAMLS:
+        head = path.read_text().split("\n\n")[0].replace("\n#", "")
+        declared = re.search(r"Same as (\S+) except: ([\w, ]+)\.", head)
+        if declared:
+            base = path.parent / declared[1]
+            yield pytest.param(path, base, set(declared[2].split(", ")), id=name(path))
+
+
+@pytest.mark.parametrize("path, base, declared", variants())
+def test_a_variant_differs_as_it_says(path, base, declared):
+    ours, theirs = settings(path), settings(base)
+    differing = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
+    assert differing == declared
+
+
+def test_there_are_variants():
+    assert len(list(variants())) >= 2

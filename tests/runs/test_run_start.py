@@ -1,0 +1,107 @@
+"""A start that fails leaves nothing; a run goes on with its own network only."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, TINY, tiny_arguments, train
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+
+from cif_lobes.devices.processes import check_device
+from cif_lobes.runs.start import check_network, read_plain
+from cif_lobes.storage.checkpoints import SafeCheckpointer
+
+YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini.yaml"
+
+
+def load(folder, **changes):
+    changes = {**TINY, "pool_after": [1], "output_folder": str(folder), **changes}
+    with open(YAML) as file:
+        resolved = resolve_references(file, changes).getvalue()
+    return load_hyperpyyaml(resolved), read_plain(YAML, changes), resolved
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with a checkpoint of random weights."""
+    import torch
+
+    hparams, _, resolved = load(tmp_path / "run")
+    (tmp_path / "run/hyperparams.yaml").write_text(resolved)
+    model = torch.nn.ModuleDict(hparams["modules"])
+    checkpointer = SafeCheckpointer(tmp_path / "run/save", {"model": model})
+    checkpointer.save_checkpoint({"epoch": 1})
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"vocab_size": 9}, "vocab_size is 8 there and 9 here"),
+        ({"d_model": 64}, "d_model is 32 there and 64 here"),
+        ({"encoder_layers": 1}, "encoder_layers is 2 there and 1 here"),
+    ],
+)
+def test_another_network_is_told_by_its_settings(run, changes, told):
+    hparams, settings, _ = load(run, **changes)
+    with pytest.raises(ValueError, match="another network") as caught:
+        check_network(run, hparams["modules"], settings)
+    assert told in str(caught.value)
+    assert "size mismatch" not in str(caught.value)
+
+
+def test_the_same_network_goes_on(run, tmp_path):
+    hparams, settings, _ = load(run, lr=0.1, number_of_epochs=9)
+    check_network(run, hparams["modules"], settings)
+    head = hparams["modules"].pop("ctc_head")
+    check_network(run, hparams["modules"], settings)
+    check_network(tmp_path / "none", {"ctc_head": head}, settings)
+
+
+@pytest.mark.parametrize("device", ["cuda:9", "cuda:99"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=f"{device}: this machine has cpu"):
+        check_device(device)
+    check_device("cpu")
+    check_device(None)
+
+
+def test_a_failed_start_leaves_nothing(tmp_path, corpus):
+    folder = tmp_path / "new/results"
+    arguments = tiny_arguments(corpus, tmp_path, output_folder=folder / "run")
+    arguments[arguments.index("--valid_csv") + 1] = str(tmp_path / "none.csv")
+    done = train(arguments, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"{tmp_path}/none.csv" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path, corpus):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").write_text("mine")
+    arguments = tiny_arguments(corpus, tmp_path, train_csv=tmp_path / "none.csv")
+    done = train(arguments, check=False)
+    assert done.returncode == 1
+    assert (tmp_path / "run/mine.txt").read_text() == "mine"
+
+
+def test_another_vocabulary_leaves_the_run_as_it_was(run, corpus, tmp_path):
+    before = (run / "hyperparams.yaml").read_text()
+    done = train(tiny_arguments(corpus, tmp_path, vocab_size=9), check=False)
+    assert done.returncode == 1
+    assert "vocab_size is 8 there and 9 here" in done.stderr
+    assert (run / "hyperparams.yaml").read_text() == before
+
+
+def test_nothing_appears_in_the_working_directory(tmp_path, corpus):
+    """Whatever the default folders of the yaml are."""
+    work, script = tmp_path / "work", ROOT / "recipes/AISHELL-1/train.py"
+    work.mkdir()
+    yaml = shutil.copy(YAML, tmp_path)
+    command = [sys.executable, str(script), str(yaml), "--data_folder", "nowhere"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "nowhere" in done.stderr.splitlines()[-1]
+    assert not list(work.iterdir())
