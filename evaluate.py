@@ -44,6 +44,16 @@ def parse_arguments(argv):
     weight = option_type(0.2, "0 for none")
     add("--lm_weight", type=weight, nargs="+", help="its weight (default: 0.2)")
     add(
+        "--hotwords",
+        help="phrases to prefer: a text file, one a line, a weight behind a tab",
+    )
+    add(
+        "--hotword_weight",
+        type=option_type(1.0, "0 for none"),
+        default=1.0,
+        help="what a token of theirs earns (default: 1)",
+    )
+    add(
         "--tail_threshold",
         type=option_type(0.4, "0 to 1"),
         nargs="+",
@@ -66,6 +76,8 @@ def parse_arguments(argv):
     given = parser.parse_args(argv)
     if given.lm_weight and not (given.lm or given.swept):
         parser.error("--lm_weight needs --lm")
+    if given.hotwords and given.sweep:
+        parser.error("--sweep knows no --hotwords: give them with --swept")
     if given.sweep:
         if given.split or given.csv or given.swept:
             parser.error("--sweep reads the validation set only: no --split, --csv")
@@ -82,7 +94,9 @@ def main(given):
     """Load the run, decode, write the figures down."""
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes.data.batches import make_dataset
-    from cif_lobes.decoding.language_model import fuse, load_scorer
+    from cif_lobes.decoding.fusion import fuse
+    from cif_lobes.decoding.hotwords import load_hotwords
+    from cif_lobes.decoding.language_model import load_scorer
     from cif_lobes.decoding.searcher import BeamSearcher
     from cif_lobes.runs import sweep
     from cif_lobes.runs.cif import load_run
@@ -134,10 +148,17 @@ def main(given):
     decoding = {}
     if lm:
         decoding = {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
-        scorer = fuse(scorer, decoding["lm_weight"])
     if given.lm:
         # Two folders of its path tell its row and seed.
         changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
+    tree = None
+    if given.hotwords:
+        tree = load_hotwords(given.hotwords, hparams["tokenizer"])
+        name = os.path.splitext(os.path.basename(given.hotwords))[0]
+        changed |= {"hotwords": name, "hotword_weight": given.hotword_weight}
+        decoding |= {"hotwords": given.hotwords, "hotword_weight": given.hotword_weight}
+    weight = decoding.get("lm_weight", 0)
+    scorer = fuse(scorer, weight, tree, given.hotword_weight)
     if scorer or "beam" in chosen:
         beam = chosen.get("beam", hparams.get("beam_size", 1))
         searcher = BeamSearcher(hparams["decoder"], beam, scorer)

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from cif_lobes.data.batches import eval_loader_options
-from cif_lobes.decoding.language_model import fuse
+from cif_lobes.decoding.fusion import fuse
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.decoding.searcher import BeamSearcher
 from cif_lobes.storage.atomic_files import write_atomically
