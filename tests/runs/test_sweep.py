@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types
 
 import pytest
 import torch
@@ -119,12 +118,7 @@ def test_evaluate_with_a_language_model(run, monkeypatch):
 
 def test_evaluate_ranks_again(run, monkeypatch):
     """A model that likes what is short costs errors; the sweep gives it no weight."""
-    enemy = types.SimpleNamespace(
-        rescore_hyps=lambda beams: torch.tensor(
-            [-len(t) for b in beams for t in b]
-        ).float()
-    )
-    enemy = type("HuggingFaceLMRescorer", (), vars(enemy))
+    enemy = HuggingFaceLMRescorer()
     monkeypatch.setattr(
         rescoring, "HuggingFaceLMRescorer", lambda source, device: enemy
     )
@@ -153,6 +147,13 @@ def test_evaluate_with_hotwords(run, tmp_path):
         for weight in ("1.0", "100.0")
     )
     assert few["error_rate"] < many["error_rate"] and many["hotwords"] == str(path)
+
+
+class HuggingFaceLMRescorer:
+    """Wants short texts; named as RescorerBuilder looks for weights."""
+
+    def rescore_hyps(self, topk_hyps):
+        return torch.tensor([-1.0 * len(text) for beam in topk_hyps for text in beam])
 
 
 class TransformerLMScorer:
