@@ -4,15 +4,11 @@ import json
 from argparse import Namespace
 
 import pytest
-import torch
 from conftest import ROOT, last_checkpoint, load_module, tiny_arguments, train
+from tiny_cache import WIDTH, make_cache
 
-from cif_lobes.cache.writer import CacheWriter
-from cif_lobes.data.manifest import read_manifest
-from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.runs.cif import load_run
 
-WIDTH = 12
 LAYERS = [4, 8, 12]
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini_hieradist.yaml"
 
@@ -27,27 +23,6 @@ def teacher(corpus, tmp_path_factory):
 def layered(corpus, tmp_path_factory):
     """The same with three layers."""
     return make_cache(corpus, tmp_path_factory.mktemp("layers"), LAYERS)
-
-
-def make_cache(corpus, folder, layer):
-    """Path and manifest folder."""
-    texts = {u.id: u.wrd for u in read_manifest(corpus[0])}
-    tokenizer = CharTokenizer(folder / "chars_8.txt", 8, "zh").fit(texts.values())
-    shape = (len(layer), WIDTH) if isinstance(layer, list) else (WIDTH,)
-    vectors = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-    distinct = sorted(set(texts.values()), key=len)
-    identity = {
-        "layer": layer,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "text_normalization": "zh",
-    }
-    path = folder / "teacher.h5"
-    lengths = {text: len(text) + 1 for text in distinct}
-    with CacheWriter(path, lengths, texts, shape, "float16", identity) as writer:
-        for text in distinct:
-            writer.append(vectors[tokenizer.encode(text) + [2]], num_texts=1)
-        writer.finish()
-    return path, folder
 
 
 def arguments(corpus, folder, teacher, **changes):
