@@ -107,7 +107,12 @@ def build(hparams, texts):
         From `read_texts`.
     """
     path, tokenizer = hparams["cache"], hparams["tokenizer"]
-    teacher = TextTeacher(hparams["teacher"], hparams["layer"], hparams["device"])
+    teacher = TextTeacher(
+        hparams["teacher"],
+        hparams["layer"],
+        hparams["device"],
+        hparams.get("pooling"),
+    )
     identity = _identity(teacher, hparams)
     if is_up_to_date(path, texts, identity, hparams["overwrite"]):
         return
@@ -225,7 +230,12 @@ def verify(hparams, texts):
         With all that does not fit.
     """
     cache = TeacherCache(hparams["cache"])
-    teacher = TextTeacher(hparams["teacher"], hparams["layer"], hparams["device"])
+    teacher = TextTeacher(
+        hparams["teacher"],
+        hparams["layer"],
+        hparams["device"],
+        hparams.get("pooling"),
+    )
     identity = _identity(teacher, hparams)
     cache.check(texts, **identity)
 
@@ -259,4 +269,6 @@ def _identity(teacher, hparams):
         "tokenizer_fingerprint": hparams["tokenizer"].fingerprint,
         "text_normalization": hparams["tokenizer"].language,
         "dtype": hparams["dtype"],
+        # Caches from before it could be chosen do not name it.
+        **({} if teacher.pooling == "mean" else {"pooling": teacher.pooling}),
     }

@@ -274,26 +274,3 @@ def _load_ngram(path, tokenizer):
             "recogniser's tokens as words, for characters: LC_ALL=C.UTF-8 sed 's/./& /g'"
         )
     return scorer
-
-
-def fuse(scorer, weight):
-    """Shallow fusion: a hypothesis scores log p + weight * log p_LM.
-
-    Arguments
-    ---------
-    scorer : speechbrain.decoders.scorer.BaseScorerInterface or None
-        From `load_scorer`.
-    weight : float
-        0 for none.
-
-    Returns
-    -------
-    speechbrain.decoders.scorer.ScorerBuilder or None
-        For `cif_lobes.decoding.searcher.BeamSearcher`.
-    """
-    if scorer is None or weight == 0:
-        return None
-    # KenLM is asked in Python, token by token: only for those the recogniser thinks of.
-    kind = "partial" if isinstance(scorer, KenLMScorer) else "full"
-    name = type(scorer).__name__.lower().split("scorer")[0]  # as ScorerBuilder finds it
-    return sb_scorer.ScorerBuilder({name: weight}, **{f"{kind}_scorers": [scorer]})
