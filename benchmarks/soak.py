@@ -99,7 +99,10 @@ def report(name, looks, shown):
         lines.append(f"| {minute:.1f} | {memory:.0f} | {files:.0f} | {alive:.0f} |")
     steady = looks[looks[:, 0] > looks[-1, 0] / 3]
     slopes = [np.polyfit(steady[:, 0], steady[:, column], 1)[0] for column in (1, 2)]
-    lines += ["", f"After a third of the time: {slopes[0]:+.2f} MB and {slopes[1]:+.2f} "]
+    lines += [
+        "",
+        f"After a third of the time: {slopes[0]:+.2f} MB and {slopes[1]:+.2f} ",
+    ]
     lines[-1] += f"open files a minute, over {len(steady)} looks."
     return "\n".join(lines) + "\n"
 
@@ -160,7 +163,12 @@ def main():
     subprocess.run([*prepare, "--hours", str(given.hours)], cwd=ROOT, check=True)
     train = [*python, "recipes/LibriSpeech/train.py"]
     train += ["recipes/MiniSpeech/hparams/cif.yaml", "--number_of_epochs", "10000"]
-    train += ["--data_folder", f"{folder}/MiniSpeech", "--output_folder", f"{folder}/run"]
+    train += [
+        "--data_folder",
+        f"{folder}/MiniSpeech",
+        "--output_folder",
+        f"{folder}/run",
+    ]
     train += ["--manifest_folder", f"{folder}/manifests", "--device", "cpu"]
     train += ["--noprogressbar"]
     speech = sorted((folder / "MiniSpeech/train-clean-mini").glob("*/*/*.flac"))
@@ -174,7 +182,13 @@ def main():
         (f"{given.files:,} recordings recognised", recognise, None),
         (
             f"{given.rows:,} rows read by {given.workers} workers",
-            [*python, "benchmarks/soak.py", str(folder), "--workers", f"{given.workers}"]
+            [
+                *python,
+                "benchmarks/soak.py",
+                str(folder),
+                "--workers",
+                f"{given.workers}",
+            ]
             + ["--read", str(write_rows(folder / "rows", given.rows))],
             None,
         ),
