@@ -116,8 +116,10 @@ def test_a_manifest_is_read_again_only_if_it_has_changed(tmp_path, good, monkeyp
         (["ID,wav,wrd"], "has no utterance, only a header"),
         (
             ["ID,wav,wrd", '"a,a.wav,hi', "b," + "x" * 140000],
-            "line 0.*quote never closed",
+            "line 1.*quote never closed",
         ),
+        (["ID,wav,wrd", 'a,a.wav,"hi', 'b,b.wav,"ho"'], "line 1.*quote never closed"),
+        (["ID,wav,wrd", "a,a.wav,hi", 'b,b.wav,"ho'], "line 2.*quote never closed"),
         (["ID,wav,wrd,start", "a,a.wav,hi,0.5"], "line 2: start 0.5.*count samples"),
         (["ID,wav,wrd,offset", "a,a.wav,hi,-1"], "line 2: offset -1.0"),
         (["ID,wav,wrd,offset", "a,a.wav,hi,1.2"], "a: outside audio .*file has 1 s"),
