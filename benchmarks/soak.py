@@ -2,11 +2,11 @@
 
     python benchmarks/soak.py /tmp/soak --minutes 8 --files 2000 --rows 281241 --workers 4
 
-In turn: a training on MiniSpeech, stopped by Ctrl-C; as many recordings recognised by one
-command with what it has learnt; one pass over the batches of a manifest as long as
-LibriSpeech's. Each is a command of its own, watched from outside every few seconds:
-memory is PSS, in which a page that n processes share counts 1/n for each; open files are
-those of all its processes. Linux only. The folder is kept.
+In turn: a training on MiniSpeech, stopped by Ctrl-C; recordings recognised by one command
+with what it has learnt, each as often as needed for their number; the batches of a
+manifest as long as LibriSpeech's, twice. Each is a command of its own, watched from
+outside every few seconds: memory is PSS, in which a page that n processes share counts
+1/n for each; open files are those of all its processes. Linux only. The folder is kept.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import cycle
 
 import numpy as np
 import soundfile
@@ -38,8 +39,8 @@ def processes(pid):
 
 
 def look(pid):
-    """(PSS in MB, open files, processes) of a process and all that it has started."""
-    memory = files = alive = 0
+    """(MB, MB of the first, open files, processes) of a process and its children."""
+    memory, first, files, alive = 0.0, 0.0, 0, 0
     for each in processes(pid):
         try:
             rollup = pathlib.Path(f"/proc/{each}/smaps_rollup").read_text()
@@ -48,8 +49,9 @@ def look(pid):
             continue
         pss = next(line for line in rollup.splitlines() if line.startswith("Pss:"))
         memory += int(pss.split()[1]) * 1024 / 1e6
+        first = first or memory
         files, alive = files + opened, alive + 1
-    return memory, files, alive
+    return memory, first, files, alive
 
 
 def watch(command, log, interval, minutes=None):
@@ -67,8 +69,8 @@ def watch(command, log, interval, minutes=None):
 
     Returns
     -------
-    numpy.ndarray, [looks, 4]
-        Minutes since the start, MB, open files, processes.
+    numpy.ndarray, [looks, 5]
+        Minutes since the start, MB, MB of the first process, open files, processes.
     """
     began, looks = time.monotonic(), []
     with log.open("w") as out:
@@ -87,23 +89,25 @@ def watch(command, log, interval, minutes=None):
 
 
 def report(name, looks, shown):
-    """Markdown table of a task: some looks, then the slopes after a third of the time."""
+    """Markdown table of a task: some looks, then the slopes of the second half."""
     lines = [
         f"{name}:",
         "",
-        "| minute | MB | open files | processes |",
-        "|---:|---:|---:|---:|",
+        "| minute | MB | of the main process | open files | processes |",
+        "|---:|---:|---:|---:|---:|",
     ]
     for i in np.unique(np.linspace(0, len(looks) - 1, shown).astype(int)):
-        minute, memory, files, alive = looks[i]
-        lines.append(f"| {minute:.1f} | {memory:.0f} | {files:.0f} | {alive:.0f} |")
-    steady = looks[looks[:, 0] > looks[-1, 0] / 3]
-    slopes = [np.polyfit(steady[:, 0], steady[:, column], 1)[0] for column in (1, 2)]
+        minute, *numbers = looks[i]
+        lines.append(
+            f"| {minute:.1f} | " + " | ".join(f"{n:.0f}" for n in numbers) + " |"
+        )
+    half = looks[looks[:, 0] > looks[-1, 0] / 2]
+    slopes = [np.polyfit(half[:, 0], half[:, column], 1)[0] for column in (1, 2, 3)]
     lines += [
         "",
-        f"After a third of the time: {slopes[0]:+.2f} MB and {slopes[1]:+.2f} ",
+        f"In the second half {slopes[0]:+.1f} MB a minute ({slopes[1]:+.1f} of the main "
+        f"process) and {slopes[2]:+.2f} open files, by {len(half)} looks.",
     ]
-    lines[-1] += f"open files a minute, over {len(steady)} looks."
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +129,7 @@ def write_rows(folder, count):
 
 
 def read_rows(manifest, workers):
-    """One pass over the training batches of a manifest, as a training reads them."""
+    """Two passes over the batches of a manifest, as a training reads them."""
     from speechbrain.dataio.dataloader import make_dataloader
 
     from cif_lobes.data.batches import make_dataset, train_loader_options
@@ -135,8 +139,11 @@ def read_rows(manifest, workers):
     tokenizer.fit(["utterance 0123456789"])
     dataset = make_dataset(manifest, tokenizer, RATE)
     options = train_loader_options(dataset, 200, 200, 30, "random", 0, workers)
-    read = sum(len(batch.id) for batch in make_dataloader(dataset, **options))
-    print(f"{read} utterances of {len(dataset)}")
+    loader = make_dataloader(dataset, **options)
+    for epoch in (1, 2):
+        loader.batch_sampler.set_epoch(epoch)
+        read = sum(len(batch.id) for batch in loader)
+        print(f"{time.ctime()}: {read} utterances of {len(dataset)}", flush=True)
 
 
 def main():
@@ -145,7 +152,7 @@ def main():
     )
     parser.add_argument("folder", type=pathlib.Path, help="corpus, run and logs")
     parser.add_argument("--minutes", type=float, default=30, help="of training")
-    parser.add_argument("--hours", type=float, default=1.6, help="of training speech")
+    parser.add_argument("--hours", type=float, default=0.2, help="of training speech")
     parser.add_argument("--files", type=int, default=2000, help="that are recognised")
     parser.add_argument("--rows", type=int, default=281241, help="of the manifest")
     parser.add_argument("--workers", type=int, default=4, help="that read the rows")
@@ -172,16 +179,14 @@ def main():
     train += ["--manifest_folder", f"{folder}/manifests", "--device", "cpu"]
     train += ["--noprogressbar"]
     speech = sorted((folder / "MiniSpeech/train-clean-mini").glob("*/*/*.flac"))
-    if len(speech) < given.files:
-        raise SystemExit(f"{len(speech)} recordings are too few: raise --hours")
-    names = [str(path) for path in speech[: given.files]]
+    names = [str(path) for _, path in zip(range(given.files), cycle(speech))]
     recognise = [*python, "-m", "cif_lobes.inference", f"{folder}/run", *names]
     tables = []
     for name, command, minutes in (
         (f"Training, {given.minutes:g} minutes", train, given.minutes),
         (f"{given.files:,} recordings recognised", recognise, None),
         (
-            f"{given.rows:,} rows read by {given.workers} workers",
+            f"{given.rows:,} rows read twice by {given.workers} workers",
             [
                 *python,
                 "benchmarks/soak.py",
