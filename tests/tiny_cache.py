@@ -1,9 +1,44 @@
-"""Teacher caches with states of a test's choice."""
+"""Small teacher caches, with states of a test's choice."""
 
 import h5py
 import torch
 
 from cif_lobes.cache.checks import checksum, write_seal
+from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.cache.writer import CacheWriter
+
+H = 8
+TEXTS = {"longest": 8, "middle": 7, "same": 5, "": 1}
+UTTERANCES = {"a": "same", "b": "longest", "c": "same", "d": "", "e": "middle"}
+IDENTITY = {
+    "layer": 12,
+    "teacher_weights": "w1",
+    "tokenizer_fingerprint": "t1",
+    "text_normalization": "zh",
+}
+
+
+def states_of(text, shape=(H,)):
+    generator = torch.Generator().manual_seed(sum(text.encode()))
+    return torch.randn(TEXTS[text], *shape, generator=generator)
+
+
+def open_writer(path, texts=TEXTS, shape=(H,), dtype="float16", **changes):
+    overwrite = changes.pop("overwrite", False)
+    utterances = changes.pop("utterances", UTTERANCES)
+    identity = {**IDENTITY, **changes}
+    notes = {"command": "python extract_teacher.py extract_bert.yaml"}
+    return CacheWriter(
+        path, texts, utterances, shape, dtype, identity, notes, overwrite=overwrite
+    )
+
+
+def write(path, texts=TEXTS, shape=(H,), **options):
+    with open_writer(path, texts, shape, **options) as writer:
+        for text in list(texts)[writer.committed :]:
+            writer.append(states_of(text, shape), num_texts=1)
+        writer.finish()
+    return TeacherCache(path)
 
 
 def change_states(path, change):
@@ -25,3 +60,23 @@ def change_states(path, change):
         values = file["values"].id.get_offset(), file["values"].nbytes
     with open(path, "r+b") as file:
         write_seal(file.fileno(), *values)
+
+
+def damage(path, start, new):
+    """Write bytes over a file."""
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(new)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, cache):
+        self.cache = cache
+
+    def __len__(self):
+        return 200
+
+    def __getitem__(self, index):
+        utt_id = list(UTTERANCES)[index % 5]
+        states = self.cache[utt_id]
+        return torch.equal(states, states_of(UTTERANCES[utt_id]).half())

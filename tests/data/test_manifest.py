@@ -1,6 +1,5 @@
 """The manifest: its file format, the checks, users' own data."""
 
-import csv
 import dataclasses
 import logging
 import os
@@ -9,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import rows_of
 import soundfile
+from conftest import rows_of
 
 from cif_lobes.data import manifest, validation
 from cif_lobes.data.manifest import Utterance
@@ -28,8 +27,6 @@ def write_audio(path, seconds=1.0, rate=16000, channels=1, **format):
 def write_csv(path, *rows):
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return str(path)
-
-
 
 
 def check_one(u, limits=EN, **kwargs):
