@@ -246,7 +246,9 @@ def _resolve(text, name, overrides=None, teacher=False):
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name}: a !ref cannot be resolved: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(
+            f"{name}: {error}. Correct it, or take the yaml from the run again"
+        ) from error
     resolved = stream.getvalue()
     check_tags(resolved, name)
     return resolved
