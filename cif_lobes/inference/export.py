@@ -21,6 +21,7 @@ from ruamel.yaml.comments import TaggedScalar
 from speechbrain.dataio.dataio import length_to_mask
 
 from cif_lobes.devices.precision import full_float32
+from cif_lobes.inference.windows import MAX_SECONDS
 from cif_lobes.settings.safe_yaml import build, inside, read_settings
 from cif_lobes.storage.atomic_files import new_folder
 from cif_lobes.storage.checkpoints import load_parameters
@@ -31,9 +32,6 @@ NETWORK = ("features", "encoder", "cif", "decoder")
 
 # Names under which SpeechBrain's Pretrainer looks for files.
 PARAMETERS, VOCABULARY = "model.ckpt", "tokenizer.ckpt"
-
-# Windows of recognition if nothing is known about the durations of training.
-MAX_SECONDS = 20.0
 
 # Settings that an export has, too.
 COPIED = ("tail_threshold", "sample_rate")

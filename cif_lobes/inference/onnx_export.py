@@ -6,7 +6,7 @@
 - decoder.onnx: one step of the decoder. Its state [1, layers, 2, nhead, past, D / nhead]
   holds the keys and values of `past` steps, 0 of them before the first.
 - recognizer.json: tokens by id, the indices of the specials, sample rate in Hz, times
-  of the encoder frames in seconds.
+  of the encoder frames and the longest window in seconds.
 """
 
 import json
@@ -182,6 +182,7 @@ def _write_graphs(hparams, folder):
     searcher, tokenizer = hparams["searcher"], hparams["tokenizer"]
     settings = {
         "sample_rate": hparams["sample_rate"],
+        "max_seconds": hparams["max_seconds"],
         "language": tokenizer.language,
         "frame_start": start,
         "frame_step": step,

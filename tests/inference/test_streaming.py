@@ -292,6 +292,6 @@ def test_a_trained_run_streams_and_exports(corpus, tmp_path):
         tokens = [t for chunk in chunks for t in recognizer.push(chunk)]
         tokens += recognizer.finish()
         assert "".join(t.token for t in tokens) == wanted.text
-        assert onnx.transcribe_file(u.wav).text == wanted.text
+        assert onnx.transcribe(u.wav).text == wanted.text
     right = sum(u.wrd == t.text for u, t in zip(utterances, whole, strict=True))
     assert right > len(files) / 2
