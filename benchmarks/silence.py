@@ -19,7 +19,7 @@ from cif_lobes.data.batches import read_audio
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.text import normalize
 from cif_lobes.decoding.scoring import NAMES, ErrorRate
-from cif_lobes.inference.export import PARAMETERS
+from cif_lobes.inference.export import find_parameters
 from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.inference.windows import find_pause
 
@@ -61,7 +61,7 @@ def open_recognizer(folder):
             return [t.text for t in onnx.transcribe(signals, max_seconds=60.0)]
 
         return recognize_each, onnx.sample_rate, onnx.settings["language"]
-    is_export = pathlib.Path(folder, PARAMETERS).exists()
+    is_export = find_parameters(folder) is not None
     load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
     recognizer = load(folder, {"beam_size": 1})
 

@@ -7,7 +7,6 @@ be read is reported and skipped, and the exit status is then 1.
 """
 
 import itertools
-import pathlib
 from operator import itemgetter
 
 import soundfile
@@ -24,7 +23,7 @@ from cif_lobes.inference.command import (
     read_command,
     transcribe_and_print,
 )
-from cif_lobes.inference.export import PARAMETERS, open_export, open_run
+from cif_lobes.inference.export import find_parameters, open_export, open_run
 from cif_lobes.inference.recordings import duration_of, is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
 from cif_lobes.inference.windows import MAX_SECONDS, Window, check_longest, read_windows
@@ -277,7 +276,7 @@ def main(argv=None):
     device = option_type("cpu", "", "device")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = read_command(parser, argv)
-    is_export = pathlib.Path(given.model, PARAMETERS).exists()
+    is_export = find_parameters(given.model) is not None
     load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
     changed = {"beam_size": given.beam} if given.beam else None
     recognizer = load(given.model, changed, given.device)

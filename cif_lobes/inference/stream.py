@@ -8,8 +8,6 @@ encoder frames to be full, for the look-ahead of front-end and analysis window, 
 the chunk of audio that completes both. How long computing takes is not in it.
 """
 
-import argparse
-import pathlib
 import statistics
 from typing import NamedTuple
 
@@ -21,10 +19,10 @@ from cif_lobes.data.manifest import read_manifest
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import frame_clock
-from cif_lobes.inference.export import PARAMETERS, open_export, open_run
+from cif_lobes.inference.export import find_parameters, open_export, open_run
 from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.program import Parser, run_program
 
 
 class StreamedToken(NamedTuple):
@@ -201,7 +199,7 @@ def measure_latency(recognizer, utterances, chunk_ms):
 
 def main(argv=None):
     """Print the latency of the tokens of a csv."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m cif_lobes.inference.stream",
         description="Measure the latency of tokens.",
     )
@@ -222,13 +220,10 @@ def main(argv=None):
     device = option_type("cpu", "", "device")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
-    is_export = pathlib.Path(given.model, PARAMETERS).exists()
+    is_export = find_parameters(given.model) is not None
     kind = StreamingRecognizer
     load = kind.from_export if is_export else kind.from_run
-    try:
-        recognizer = load(given.model, None, given.device)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(f"{given.model}: {error}")
+    recognizer = load(given.model, None, given.device)
     utterances = read_manifest(given.csv)[: given.limit]
     latencies = sorted(measure_latency(recognizer, utterances, given.chunk_ms))
     if len(latencies) < 2:
