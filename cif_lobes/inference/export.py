@@ -221,7 +221,7 @@ def use_vocabulary(tokenizer, path):
     tokenizer.path = pathlib.Path(path)
 
 
-def read_run(folder, average=None, num_checkpoints=None):
+def read_run(folder, average=None, num_checkpoints=None, decoding=None):
     """What recognition needs of a run folder, wherever it has been moved to.
 
     The other objects of its yaml are not even made: an optimizer, an augmentation or a
@@ -233,6 +233,8 @@ def read_run(folder, average=None, num_checkpoints=None):
         Output folder of a training run.
     average, num_checkpoints : optional
         As in `storage.parameters.average_parameters`; by default what the yaml says.
+    decoding : dict, optional
+        `beam_size` and `tail_threshold` other than those of the yaml.
 
     Returns
     -------
@@ -284,6 +286,7 @@ def read_run(folder, average=None, num_checkpoints=None):
     exported["beam_size"] = settings["searcher"].get("beam_size", 1)
     exported |= {name: settings[name] for name in COPIED}
     exported["max_seconds"] = _longest_seconds(folder)
+    exported |= decoding or {}
     before = list(exported).index("searcher")
     for place, name in enumerate(("tokenizer", *NETWORK), before):
         exported.insert(place, name, settings[name])
@@ -300,7 +303,9 @@ def _longest_seconds(folder):
     return min(max(record.get("longest_seconds", MAX_SECONDS), 1.0), MAX_SECONDS)
 
 
-def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
+def export_run(
+    run_folder, out_folder, average=None, num_checkpoints=None, decoding=None
+):
     """Write the recogniser of a run into a folder of its own.
 
     Arguments
@@ -309,8 +314,8 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
         Output folder of a training run.
     out_folder : str
         Made; must be empty if it exists.
-    average, num_checkpoints : optional
-        As in `storage.parameters.average_parameters`; by default what the yaml says.
+    average, num_checkpoints, decoding : optional
+        As in `read_run`; by default what the yaml says.
 
     Raises
     ------
@@ -319,7 +324,9 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
     FileExistsError
         If there is something in out_folder.
     """
-    settings, parameters, vocabulary = read_run(run_folder, average, num_checkpoints)
+    settings, parameters, vocabulary = read_run(
+        run_folder, average, num_checkpoints, decoding
+    )
     with new_folder(out_folder) as folder:
         # Copies, as tensors that share memory are refused.
         save_file(

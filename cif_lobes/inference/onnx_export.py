@@ -112,7 +112,9 @@ class StepGraph(torch.nn.Module):
 
 
 @full_float32()
-def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
+def export_onnx(
+    run_folder, out_folder, average=None, num_checkpoints=None, decoding=None
+):
     """Write the recogniser of a run as ONNX.
 
     Arguments
@@ -121,18 +123,25 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
         Output folder of a training run.
     out_folder : str
         Made; must be empty if it exists.
-    average, num_checkpoints : optional
-        As in `cif_lobes.inference.export.read_run`.
+    average, num_checkpoints, decoding : optional
+        As in `cif_lobes.inference.export.read_run`. Whatever the yaml says, the search
+        is greedy.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `cif_lobes.inference.export.read_run`; also if there is no graph for such a
-        network.
+        network, or a beam is asked for.
     FileExistsError
         If there is something in out_folder.
     """
-    hparams = open_run(run_folder, None, average, num_checkpoints)
+    beam = (decoding or {}).get("beam_size", 1)
+    if beam > 1:
+        raise ValueError(
+            f"a beam of {beam} is not for ONNX, which decodes greedily: export with "
+            "--beam 1, or with --format speechbrain"
+        )
+    hparams = open_run(run_folder, decoding, average, num_checkpoints)
     hparams["model"].eval()
     fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
     if not decoder.autoregressive or not hasattr(fire.features, "fbank"):

@@ -157,7 +157,9 @@ def test_networks_without_a_graph_are_refused_before_anything_is_written(
 ):
     hparams = open_run(trained)
     hparams["decoder"].autoregressive = False
-    monkeypatch.setattr("cif_lobes.inference.onnx_export.open_run", lambda *_: hparams)
+    monkeypatch.setattr(
+        "cif_lobes.inference.onnx_export.open_run", lambda *_, **__: hparams
+    )
     with pytest.raises(ValueError, match="not for a frozen student or autoregressive"):
         export_onnx(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
