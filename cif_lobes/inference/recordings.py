@@ -63,7 +63,7 @@ def read_blocks(path, channel=None):
         rate, channels = file.samplerate, file.channels
         while len(audio := file.read(BLOCK_SECONDS * rate, "float32", always_2d=True)):
             mono = mix_down(audio, channel)
-            _check_finite(mono, done, rate)
+            check_finite(mono, done, rate)
             if channels > 1 and channel is None:
                 alone += np.square(audio).sum(dtype=float)
                 together += np.square(mono).sum(dtype=float) * channels**2
@@ -100,10 +100,12 @@ def waveform_blocks(signal, sample_rate):
         If there are no samples, some that are not finite, or if it is no waveform.
     """
     signal = as_waveform(signal)
+    if not len(signal):
+        raise ValueError("it holds no samples.")
     size = BLOCK_SECONDS * sample_rate
     for first in range(0, len(signal), size):
         block = np.asarray(signal[first : first + size], np.float32)
-        _check_finite(block, first, sample_rate)
+        check_finite(block, first, sample_rate)
         yield block
 
 
@@ -120,8 +122,6 @@ def as_waveform(signal):
             f"a waveform is of floats from -1 to 1, not of {signal.dtype}: divide "
             "16-bit samples by 32768"
         )
-    if not len(signal):
-        raise ValueError("it holds no samples.")
     return signal
 
 
@@ -156,7 +156,7 @@ def mix_down(audio, channel=None):
     return np.ascontiguousarray(audio[:, channel - 1])
 
 
-def _check_finite(samples, first, rate):
+def check_finite(samples, first, rate):
     """Refuse samples that are no numbers; `first` stand before these."""
     fault = fault_of_samples(samples, first, rate)
     if fault:
