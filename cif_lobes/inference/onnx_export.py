@@ -6,7 +6,7 @@
 - decoder.onnx: one step of the decoder. Its state [1, layers, 2, nhead, past, D / nhead]
   holds the keys and values of `past` steps, 0 of them before the first.
 - recognizer.json: tokens by id, the indices of the specials, sample rate in Hz, times
-  of the encoder frames in seconds.
+  of the encoder frames and the longest window in seconds.
 """
 
 import json
@@ -112,7 +112,9 @@ class StepGraph(torch.nn.Module):
 
 
 @full_float32()
-def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
+def export_onnx(
+    run_folder, out_folder, average=None, num_checkpoints=None, decoding=None
+):
     """Write the recogniser of a run as ONNX.
 
     Arguments
@@ -121,18 +123,25 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
         Output folder of a training run.
     out_folder : str
         Made; must be empty if it exists.
-    average, num_checkpoints : optional
-        As in `cif_lobes.inference.export.read_run`.
+    average, num_checkpoints, decoding : optional
+        As in `cif_lobes.inference.export.read_run`. Whatever the yaml says, the search
+        is greedy.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `cif_lobes.inference.export.read_run`; also if there is no graph for such a
-        network.
+        network, or a beam is asked for.
     FileExistsError
         If there is something in out_folder.
     """
-    hparams = open_run(run_folder, None, average, num_checkpoints)
+    beam = (decoding or {}).get("beam_size", 1)
+    if beam > 1:
+        raise ValueError(
+            f"a beam of {beam} is not for ONNX, which decodes greedily: export with "
+            "--beam 1, or with --format speechbrain"
+        )
+    hparams = open_run(run_folder, decoding, average, num_checkpoints)
     hparams["model"].eval()
     fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
     if not decoder.autoregressive or not hasattr(fire.features, "fbank"):
@@ -182,6 +191,7 @@ def _write_graphs(hparams, folder):
     searcher, tokenizer = hparams["searcher"], hparams["tokenizer"]
     settings = {
         "sample_rate": hparams["sample_rate"],
+        "max_seconds": hparams["max_seconds"],
         "language": tokenizer.language,
         "frame_start": start,
         "frame_step": step,
