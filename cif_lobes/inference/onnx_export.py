@@ -208,8 +208,9 @@ def _export(graph, path, inputs, output_names):
             )
     except torch.onnx.OnnxExporterError as error:
         parts = " and ".join(type(part).__name__ for part in graph.children())
+        reason = f"{error.__cause__ or error}".strip().splitlines()[0]
         raise ValueError(
-            f"PyTorch cannot write {parts} as a graph for ONNX: {error.__cause__}. Use "
-            "--format speechbrain"
+            f"PyTorch cannot write {parts} as one graph for ONNX. Use --format speechbrain, "
+            f"or change what it says (the whole of it: --debug): {reason}"
         ) from error
     program.save(path)

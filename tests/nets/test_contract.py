@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import ROOT, docs_files
 from tiny_hubert import SMALL
 
 from cif_lobes.inference.alignment import frame_clock
@@ -14,6 +15,17 @@ from cif_lobes.nets.frozen_student import FrozenStudent
 BANDS = 20
 
 
+def branchformer():
+    """The example of docs/extending.md, as it is printed there."""
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    code, room = docs_files(page)["cif_lobes/nets/branchformer.py"], {}
+    exec(code, room)
+    # At most 15 lines of class.
+    assert len(code.split("class ")[1].splitlines()) <= 15
+    options = {"num_layers": 2, "nhead": 2, "kernel_size": 7, "csgu_linear_units": 32}
+    return room["Branchformer"](BANDS, 16, channels=4, strides=(2, 2), **options)
+
+
 def conformer(**changes):
     options = {"conv_channels": 4, "pool_after": (1, 2), "kernel_size": 7, **changes}
     return ConformerEncoder(BANDS, 16, 3, 2, 32, **options)
@@ -24,6 +36,7 @@ ENCODERS = {
     "Conformer": conformer,
     "Conformer without pools": lambda: conformer(pool_after=(), conv_strides=(2, 2)),
     "Conformer with chunks": lambda: conformer(pool_after=(2,), chunk_size=4),
+    "Branchformer": branchformer,
     "CRDNN": lambda: CRDNNEncoder(BANDS, [4, 4], 4, "gru", 2, 8, 1, 16),
     "CRDNN with an LSTM": lambda: CRDNNEncoder(BANDS, [4, 4], 2, "lstm", 2, 8, 1, 16),
 }
