@@ -20,7 +20,7 @@ from cif_lobes.settings.program import run_program
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
-SWEPT = (*OF_YAML, "beam", "lm_weight")
+SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
 
 
 def parse_arguments(argv):
@@ -44,6 +44,21 @@ def parse_arguments(argv):
     weight = option_type(0.2, "0 for none")
     add("--lm_weight", type=weight, nargs="+", help="its weight (default: 0.2)")
     add(
+        "--rescore",
+        help="causal language model that ranks a beam again: folder or name",
+    )
+    add("--rescore_weight", type=weight, nargs="+", help="its weight (default: 0.2)")
+    add(
+        "--hotwords",
+        help="phrases to prefer: a text file, one a line, a weight behind a tab",
+    )
+    add(
+        "--hotword_weight",
+        type=option_type(1.0, "0 for none"),
+        default=1.0,
+        help="what a token of theirs earns (default: 1)",
+    )
+    add(
         "--tail_threshold",
         type=option_type(0.4, "0 to 1"),
         nargs="+",
@@ -66,6 +81,10 @@ def parse_arguments(argv):
     given = parser.parse_args(argv)
     if given.lm_weight and not (given.lm or given.swept):
         parser.error("--lm_weight needs --lm")
+    if given.rescore_weight and not (given.rescore or given.swept):
+        parser.error("--rescore_weight needs --rescore")
+    if given.hotwords and given.sweep:
+        parser.error("--sweep knows no --hotwords: give them with --swept")
     if given.sweep:
         if given.split or given.csv or given.swept:
             parser.error("--sweep reads the validation set only: no --split, --csv")
@@ -82,18 +101,24 @@ def main(given):
     """Load the run, decode, write the figures down."""
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes.data.batches import make_dataset
-    from cif_lobes.decoding.language_model import fuse, load_scorer
+    from cif_lobes.decoding.fusion import fuse
+    from cif_lobes.decoding.hotwords import load_hotwords
+    from cif_lobes.decoding.language_model import load_scorer
+    from cif_lobes.decoding.rescoring import HuggingFaceLMRescorer, RescoringSearcher
     from cif_lobes.decoding.searcher import BeamSearcher
     from cif_lobes.runs import sweep
     from cif_lobes.runs.cif import load_run
     from cif_lobes.runs.evaluation import score
     from cif_lobes.runs.stages import manifest_paths
 
-    changed = {n: v for n in (*SWEPT, "lm") if (v := getattr(given, n)) is not None}
+    models = ("lm", "rescore")
+    changed = {n: v for n in (*SWEPT, *models) if (v := getattr(given, n)) is not None}
     chosen = {**(sweep.read(given.run) if given.swept else {}), **changed}
-    lm = chosen.pop("lm", None)
+    lm, rescore = (chosen.pop(name, None) for name in models)
     if given.lm_weight and not lm:
         raise SystemExit("--lm_weight: the sweep chose no language model, give --lm")
+    if given.rescore_weight and not rescore:
+        raise SystemExit("--rescore_weight: the sweep chose no model, give --rescore")
     overrides = {n: chosen[n] for n in OF_YAML if n in chosen and not given.sweep}
     if given.eval_batch_seconds:
         overrides["eval_batch_seconds"] = given.eval_batch_seconds
@@ -101,6 +126,7 @@ def main(given):
         overrides["error_unit"] = changed["error_unit"] = given.error_unit
     brain, hparams = load_run(given.run, overrides, {"device": given.device})
     scorer = lm and load_scorer(lm, hparams["tokenizer"])
+    rescorer = rescore and HuggingFaceLMRescorer(rescore, given.device)
     manifests = manifest_paths(hparams)
     del manifests["train"]
     if given.csv:
@@ -118,11 +144,13 @@ def main(given):
         if name in splits
     }
     if given.sweep:
-        grid = {**sweep.default_grid(hparams, with_lm=bool(lm)), **chosen}
-        rows = sweep.sweep(brain, hparams, datasets["valid"], grid, scorer)
+        default = sweep.default_grid(hparams, bool(lm), bool(rescore))
+        grid = {**default, **chosen}
+        rows = sweep.sweep(brain, hparams, datasets["valid"], grid, scorer, rescorer)
         print(sweep.table(rows, hparams["error_unit"]))
         try:
-            sweep.write(given.run, rows, lm and os.path.abspath(lm), datasets["valid"])
+            paths = lm and os.path.abspath(lm), datasets["valid"], rescore
+            sweep.write(given.run, rows, *paths)
         except OSError as error:
             print(
                 f"the table could not be kept in {given.run}: {error}", file=sys.stderr
@@ -134,13 +162,27 @@ def main(given):
     decoding = {}
     if lm:
         decoding = {"lm": lm, "lm_weight": chosen.get("lm_weight", 0.2)}
-        scorer = fuse(scorer, decoding["lm_weight"])
+    if given.rescore:
+        changed["rescore"] = os.path.basename(os.path.abspath(rescore))
     if given.lm:
         # Two folders of its path tell its row and seed.
         changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
-    if scorer or "beam" in chosen:
-        beam = chosen.get("beam", hparams.get("beam_size", 1))
+    tree = None
+    if given.hotwords:
+        tree = load_hotwords(given.hotwords, hparams["tokenizer"])
+        name = os.path.splitext(os.path.basename(given.hotwords))[0]
+        changed |= {"hotwords": name, "hotword_weight": given.hotword_weight}
+        decoding |= {"hotwords": given.hotwords, "hotword_weight": given.hotword_weight}
+    weight = decoding.get("lm_weight", 0)
+    scorer = fuse(scorer, weight, tree, given.hotword_weight)
+    if scorer or rescorer or "beam" in chosen:
+        beam = chosen.get("beam", hparams.get("beam_size", 10 if rescorer else 1))
         searcher = BeamSearcher(hparams["decoder"], beam, scorer)
+        if rescorer:
+            weight = chosen.get("rescore_weight", 0.2)
+            decoding |= {"rescore": rescore, "rescore_weight": weight}
+            decode = hparams["tokenizer"].decode
+            searcher = RescoringSearcher(searcher, decode, rescorer, weight)
         hparams["test_searcher"] = brain.hparams.test_searcher = searcher
     key = ["{}", *(["swept"] if given.swept else [])]
     key += [f"{name}={value}" for name, value in changed.items()]

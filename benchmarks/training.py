@@ -29,7 +29,8 @@ import warnings
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from processes import measure_apart, memory_status, run_benchmark
+from interleaved import ratio, run_benchmark
+from processes import measure_apart, memory_status
 from ruamel.yaml import YAML as YAMLReader
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
@@ -248,16 +249,10 @@ def report(args):
         lines.append(
             f"| {way} | {times['parameters'][way] / 1e6:.1f} "
             f"| {statistics.median(times['seconds'][way]):.1f} "
-            f"| {ratio(times, way):.2f} "
+            f"| {ratio(times['seconds'], way, 'cif'):.2f} "
             f"| {peaks[way]:.0f} | {peaks[way] / peaks['cif']:.2f} | {waits[way]} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def ratio(times, way):
-    """Of the rounds of a way to those of `cif` beside them."""
-    pairs = zip(times["seconds"][way], times["seconds"]["cif"], strict=True)
-    return statistics.median(a / b for a, b in pairs)
 
 
 def compiled_rows(times, ways):
@@ -267,7 +262,8 @@ def compiled_rows(times, ways):
     for way in ways:
         rows.append(
             f"| {way} | {times['parameters'][way] / 1e6:.1f} "
-            f"| {statistics.median(times['seconds'][way]):.2f} | {ratio(times, way):.2f} "
+            f"| {statistics.median(times['seconds'][way]):.2f} "
+            f"| {ratio(times['seconds'], way, 'cif'):.2f} "
             f"| {times['first'][way]:.0f} |"
         )
     return rows
@@ -284,4 +280,4 @@ SIZES = {
 }
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, SIZES, measure, report)
+    run_benchmark(__doc__, SIZES, report, measure)

@@ -16,7 +16,8 @@ from hyperpyyaml import load_hyperpyyaml
 from cif_lobes.runs.cif import make_brain
 
 TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-ENCODER, CORPUS = TEXT.split("\n## Another ")[1:3]
+SECTIONS = dict(part.split("\n", 1) for part in TEXT.split("\n## ")[1:])
+ENCODER, CORPUS = SECTIONS["Another encoder"], SECTIONS["Another corpus"]
 
 # Commands one after the other in a process of their own: what they import takes longer
 # than what they do here.

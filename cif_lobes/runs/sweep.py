@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from cif_lobes.data.batches import eval_loader_options
-from cif_lobes.decoding.language_model import fuse
+from cif_lobes.decoding.fusion import fuse
+from cif_lobes.decoding.rescoring import RescoringSearcher
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.decoding.searcher import BeamSearcher
 from cif_lobes.storage.atomic_files import write_atomically
@@ -22,11 +23,12 @@ from cif_lobes.storage.parameters import average_parameters, fill
 from cif_lobes.training.unusable import gather_unusable
 
 ERRORS = ("substitutions", "deletions", "insertions")
-SETTINGS = ("average", "num_checkpoints", "beam", "lm_weight", "tail_threshold")
+SETTINGS = ("average", "num_checkpoints", "beam", "lm_weight", "rescore_weight")
+SETTINGS += ("tail_threshold",)
 FILE = "swept.json"
 
 
-def default_grid(hparams, with_lm):
+def default_grid(hparams, with_lm, with_rescorer=False):
     """The values of each setting that a sweep tries unless told.
 
     Arguments
@@ -35,6 +37,8 @@ def default_grid(hparams, with_lm):
         The loaded yaml of the run.
     with_lm : bool
         Whether there is a language model.
+    with_rescorer : bool
+        Whether there is one that ranks hypotheses again.
 
     Returns
     -------
@@ -43,13 +47,14 @@ def default_grid(hparams, with_lm):
     return {
         "average": [hparams["average"]],
         "num_checkpoints": [hparams["num_checkpoints"]],
-        "beam": [1, 10],
+        "beam": [10] if with_rescorer else [1, 10],
         "lm_weight": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] if with_lm else [0.0],
+        "rescore_weight": [0.0, 0.1, 0.2, 0.3, 0.5, 0.7] if with_rescorer else [0.0],
         "tail_threshold": [0.3, 0.4, 0.5, 0.6],
     }
 
 
-def sweep(brain, hparams, dataset, grid, scorer=None):
+def sweep(brain, hparams, dataset, grid, scorer=None, rescorer=None):
     """Error rate of a set with every combination of settings.
 
     Arguments
@@ -63,6 +68,7 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
         Values of each of `SETTINGS`.
     scorer : speechbrain.decoders.scorer.BaseScorerInterface, optional
         Language model, from `cif_lobes.decoding.language_model.load_scorer`.
+    rescorer : cif_lobes.decoding.rescoring.HuggingFaceLMRescorer, optional
 
     Returns
     -------
@@ -71,10 +77,15 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
         in the grid's order, thresholds rising. Averages of the same checkpoints are
         decoded once.
     """
-    searchers = {
-        (beam, weight): BeamSearcher(hparams["decoder"], beam, fuse(scorer, weight))
-        for beam, weight in itertools.product(grid["beam"], grid["lm_weight"])
-    }
+    searchers = {}
+    for beam, weight in itertools.product(grid["beam"], grid["lm_weight"]):
+        searcher = BeamSearcher(hparams["decoder"], beam, fuse(scorer, weight))
+        for again in grid["rescore_weight"]:
+            searchers[beam, weight, again] = searcher
+            if again:
+                searchers[beam, weight, again] = RescoringSearcher(
+                    searcher, hparams["tokenizer"].decode, rescorer, again
+                )
     rows, seen = [], set()
     for average in itertools.product(grid["average"], grid["num_checkpoints"]):
         parameters, epochs = average_parameters(
@@ -101,7 +112,7 @@ def sweep(brain, hparams, dataset, grid, scorer=None):
 
 @torch.no_grad()
 def _count_errors(brain, hparams, dataset, searchers, thresholds):
-    """`ERRORS` by (beam, lm_weight, tail_threshold), and the references' length."""
+    """`ERRORS` by the last four of `SETTINGS`, and the references' length."""
     options = eval_loader_options(
         dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
     )
@@ -140,7 +151,7 @@ def choose(rows):
     return min(rows, key=lambda row: row["errors"])
 
 
-def write(folder, rows, lm, dataset):
+def write(folder, rows, lm, dataset, rescore=None):
     """Keep a sweep and what it chose in a run folder, for `read`.
 
     Arguments
@@ -153,10 +164,13 @@ def write(folder, rows, lm, dataset):
         Path of the language model.
     dataset : DynamicItemDataset
         That was decoded.
+    rescore : str, optional
+        Source of the language model that ranks again.
     """
     best = choose(rows)
     chosen = {name: best[name] for name in SETTINGS}
     chosen["lm"] = lm if best["lm_weight"] else None
+    chosen["rescore"] = rescore if best["rescore_weight"] else None
     record = {
         "chosen": chosen,
         "error_rate": best["error_rate"],
@@ -177,7 +191,7 @@ def read(folder):
     Returns
     -------
     dict
-        Values of `SETTINGS` and `lm`.
+        Values of `SETTINGS`, `lm` and `rescore`.
 
     Raises
     ------

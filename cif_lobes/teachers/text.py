@@ -1,7 +1,4 @@
-"""Frozen text encoders from HuggingFace, one state per recognition token.
-
-The only file that imports transformers.
-"""
+"""Frozen language models from HuggingFace, one state per recognition token."""
 
 import hashlib
 import os
@@ -11,6 +8,9 @@ import torch
 import transformers
 
 from cif_lobes.teachers.alignment import align, token_spans
+from cif_lobes.teachers.probe import check_padding, is_causal
+
+POOLINGS = ("mean", "last", "before")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class AlignedText:
 
 
 class TextTeacher(torch.nn.Module):
-    """A pre-trained text encoder that only ever gives states.
+    """A pre-trained language model that only ever gives states.
 
     Always in eval mode and without gradients, float32 whatever the checkpoint's dtype.
-    The encoder half is used of an encoder-decoder.
+    The encoder half is used of an encoder-decoder. A causal model (GPT-2, Qwen, SmolLM2)
+    reads a text between its begin and its end of sentence, and the end's state, or the
+    one before it, is that of the recogniser's end of sentence.
 
     Arguments
     ---------
@@ -52,6 +54,11 @@ class TextTeacher(torch.nn.Module):
         last one. A list gives every state an axis of layers.
     device : str
         Where it runs.
+    pooling : str, optional
+        Which states of a token's pieces are its own: their "mean", that of the "last",
+        or that of the piece "before" them, with which a causal model predicts the
+        token. By default the mean, and of a causal model the last, which alone has read
+        the whole token.
 
     Attributes
     ----------
@@ -63,14 +70,16 @@ class TextTeacher(torch.nn.Module):
         Of all weights that a hidden state depends on.
     tokenizer_hash : str
         Of the tokenizer with all its rules.
+    pooling : str
+        The same, never None.
 
     Raises
     ------
     FileNotFoundError
         If source looks like a path and is no folder, or a folder without tokenizer.
     ValueError
-        If the checkpoint lacks weights, a layer does not exist, or the tokenizer gives
-        no character offsets or no end-of-sentence piece.
+        If the checkpoint lacks weights, a layer or pooling does not exist, states depend
+        on padding, or the tokenizer gives no character offsets or no end of sentence.
 
     Example
     -------
@@ -80,7 +89,7 @@ class TextTeacher(torch.nn.Module):
     torch.Size([3, 768])
     """
 
-    def __init__(self, source, layer=-1, device="cpu"):
+    def __init__(self, source, layer=-1, device="cpu", pooling=None):
         super().__init__()
         source = os.fspath(source)
         if not os.path.isdir(source) and source.startswith((".", "/", "~")):
@@ -89,7 +98,14 @@ class TextTeacher(torch.nn.Module):
             )
         self.source = source
         self.tokenizer, self.tokenizer_hash = _load_tokenizer(source)
-        self.encoder = _load_encoder(source)
+        self.encoder = _load_encoder(source).eval()
+        check_padding(self.encoder, source)
+        causal = is_causal(self.encoder)
+        self.pooling = pooling or ("last" if causal else "mean")
+        if self.pooling not in POOLINGS:
+            raise ValueError(
+                f"pooling is {pooling!r}, must be one of {', '.join(POOLINGS)}"
+            )
         # Without the pooler: no hidden state depends on it, and it may be random.
         self.weights_hash = hash_weights(self.encoder, without="pooler")
         self.layer = _resolve_layer(
@@ -98,7 +114,13 @@ class TextTeacher(torch.nn.Module):
         width = self.encoder.config.hidden_size
         one_layer = isinstance(self.layer, int)
         self.state_shape = (width,) if one_layer else (len(self.layer), width)
-        self._num_before, self._num_after = _special_pieces(self.tokenizer, source)
+        self._around = _special_pieces(self.tokenizer, source, causal)
+        self._num_before, self._num_after = map(len, self._around)
+        if self.pooling == "before" and not self._num_before:
+            raise ValueError(
+                f"teacher {source}: its tokenizer puts no piece before a text, so nothing "
+                "is before the first token. Use --pooling last or mean"
+            )
         self._special = set(self.tokenizer.all_special_ids)
         self._unknown = self.tokenizer.unk_token_id
         self._max_pieces = _max_pieces(self.encoder, self.tokenizer)
@@ -139,7 +161,10 @@ class TextTeacher(torch.nn.Module):
             some = names[start : start + block]
             # "[MASK]" in a transcript is six characters, not the mask.
             pieces = self.tokenizer(
-                some, return_offsets_mapping=True, split_special_tokens=True
+                some,
+                return_offsets_mapping=True,
+                split_special_tokens=True,
+                add_special_tokens=False,
             )
             for text, ids, spans in zip(
                 some, pieces["input_ids"], pieces["offset_mapping"], strict=True
@@ -148,14 +173,15 @@ class TextTeacher(torch.nn.Module):
         return sorted(aligned, key=lambda a: (-len(a.piece_ids), a.text))
 
     def _align(self, text, utt_id, ids, spans, tokenizer):
+        begin, end = self._around
+        self._check_special(text, utt_id, ids, spans)
+        ids = [*begin, *ids, *end]
         if len(ids) > self._max_pieces:
             raise ValueError(
                 f"utterance {utt_id}: {len(ids):,} teacher pieces, {self.source} reads "
                 f"{self._max_pieces:,} at most: {text[:40]!r}... Cut the utterance, or "
                 "use another teacher"
             )
-        spans = spans[self._num_before : len(ids) - self._num_after]
-        self._check_special(text, utt_id, ids[self._num_before :], spans)
         ranges = align(token_spans(tokenizer, text, utt_id), spans)
         return AlignedText(
             text,
@@ -166,7 +192,7 @@ class TextTeacher(torch.nn.Module):
 
     def _check_special(self, text, utt_id, ids, spans):
         """Some vocabularies find their special pieces in split text as well."""
-        for piece, (start, end) in zip(ids, spans, strict=False):
+        for piece, (start, end) in zip(ids, spans, strict=True):
             if piece not in self._special:
                 continue
             spelt = text[start:end].strip()
@@ -203,7 +229,7 @@ class TextTeacher(torch.nn.Module):
 
     @torch.inference_mode()
     def forward(self, texts):
-        """States of a batch of texts: the mean over the pieces of each token.
+        """States of a batch of texts, by `pooling` over the pieces of each token.
 
         Arguments
         ---------
@@ -236,6 +262,9 @@ class TextTeacher(torch.nn.Module):
         ranges = torch.cat(
             [a.ranges.long() + b * pieces.shape[1] for b, a in enumerate(texts)]
         ).to(self.device)
+        if self.pooling != "mean":
+            places = {"last": ranges[:, 1] - 1, "before": ranges[:, 0] - 1}
+            return states.flatten(0, 1)[places[self.pooling]]
         counts = ranges[:, 1] - ranges[:, 0]
         owner = torch.repeat_interleave(counts)
         within = torch.arange(len(owner), device=self.device)
@@ -333,16 +362,24 @@ def _resolve_layer(layer, num_layers, source):
     return [_resolve_layer(number, num_layers, source) for number in layer]
 
 
-def _special_pieces(tokenizer, source):
-    """How many special pieces the tokenizer puts before and after every text."""
-    mask = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    before, after = mask.index(0), mask[::-1].index(0)
-    if after == 0:
+def _special_pieces(tokenizer, source, causal):
+    """Ids of the special pieces before and after every text, as two lists."""
+    pieces = tokenizer("a", return_special_tokens_mask=True)
+    ids, mask = pieces["input_ids"], pieces["special_tokens_mask"]
+    begin, end = ids[: mask.index(0)], ids[len(ids) - mask[::-1].index(0) :]
+    if causal and not end and tokenizer.eos_token_id is not None:
+        end = [tokenizer.eos_token_id]
+    if causal and not begin:
+        # GPT-2 and Qwen begin a text behind the end of another.
+        first = tokenizer.bos_token_id
+        begin = end[-1:] if first is None else [first]
+    if not end:
         raise ValueError(
-            f"teacher {source}: its tokenizer puts no piece after a text, so there is "
-            "no state for end of sentence. Use a BERT, RoBERTa or T5 kind of encoder"
+            f"teacher {source}: its tokenizer has no piece for the end of a text, so "
+            "there is no state for end of sentence. Use a BERT, RoBERTa, T5 or GPT kind "
+            "of model, with the tokenizer it was trained with"
         )
-    return before, after
+    return begin, end
 
 
 def _max_pieces(encoder, tokenizer):
@@ -353,4 +390,7 @@ def _max_pieces(encoder, tokenizer):
             # RoBERTa counts positions from behind the padding index.
             unused = 0 if module.padding_idx is None else module.padding_idx + 1
             limits.append(module.num_embeddings - unused)
+    if len(limits) == 1:
+        limit = getattr(encoder.config, "max_position_embeddings", 0)
+        limits.append(limit if limit > 0 else limits[0])
     return min(limits)

@@ -11,7 +11,8 @@ import torch
 from conftest import ROOT
 
 from cif_lobes.data.tokens import BLANK, BOS, EOS, CharTokenizer
-from cif_lobes.decoding.language_model import TokenText, check_text, fuse, load_scorer
+from cif_lobes.decoding.fusion import fuse
+from cif_lobes.decoding.language_model import TokenText, check_text, load_scorer
 from cif_lobes.decoding.searcher import BeamSearcher
 from cif_lobes.nets.decoder import CIFDecoder
 from cif_lobes.storage.run_files import keep_tokenizer

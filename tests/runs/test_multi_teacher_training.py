@@ -48,6 +48,7 @@ def taught(corpus, tmp_path_factory):
     runs = [folder / f"teacher{seed}" for seed in (1, 2)]
     settings = {"lr": 5e-3, "warmup": 0.08, "hold": 0.84}
     settings |= {"freq_masks": 0, "silence_probability": 0, "number_of_epochs": 20}
+    settings["batch_seconds"] = 3
     for seed, output in enumerate(runs, start=1):
         changes = {**settings, "output_folder": output, "seed": seed}
         run(SCRIPTS / "train.py", YAML, *arguments(corpus, folder, **changes))

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, load_module
 
 from cif_lobes.data.batches import make_dataset
-from cif_lobes.decoding import language_model
+from cif_lobes.decoding import language_model, rescoring
 from cif_lobes.runs import sweep
 from cif_lobes.runs.cif import load_run
 from cif_lobes.runs.stages import manifest_paths
@@ -114,6 +114,46 @@ def test_evaluate_with_a_language_model(run, monkeypatch):
     assert sweep.read(run)["lm_weight"] == 0 and sweep.read(run)["lm"] is None
     call(run, "--sweep", *one, "--lm_weight", 100)
     assert sweep.read(run)["lm"].endswith("/lms/7")
+
+
+def test_evaluate_ranks_again(run, monkeypatch):
+    """A model that likes what is short costs errors; the sweep gives it no weight."""
+    enemy = HuggingFaceLMRescorer()
+    monkeypatch.setattr(
+        rescoring, "HuggingFaceLMRescorer", lambda source, device: enemy
+    )
+    one = "--beam 4 --tail_threshold 0.5 --rescore lms/gpt".split()
+    call(run, "--split", "valid", *one, "--rescore_weight", 100)
+    (name,) = [name for name in results(run) if "rescore" in name]
+    assert name.endswith("rescore_weight=100.0_rescore=gpt")
+    figures = results(run)[name]
+    assert (figures["rescore"], figures["rescore_weight"]) == ("lms/gpt", 100.0)
+    call(run, "--sweep", *one, "--rescore_weight", 0, 100)
+    first, second = json.loads((run / sweep.FILE).read_text())["table"]
+    assert first["error_rate"] < second["error_rate"]
+    assert second["error_rate"] == pytest.approx(figures["error_rate"])
+    assert sweep.read(run)["rescore"] is None
+
+
+def test_evaluate_with_hotwords(run, tmp_path):
+    """What is preferred without end is heard everywhere."""
+    path = tmp_path / "words.txt"
+    path.write_text("aaaaa\n")
+    one = ["--split", "valid", "--tail_threshold", 0.5, "--hotwords", path]
+    call(run, *one)
+    call(run, *one, "--hotword_weight", 100)
+    few, many = (
+        results(run)[f"valid_tail_threshold=0.5_hotwords=words_hotword_weight={weight}"]
+        for weight in ("1.0", "100.0")
+    )
+    assert few["error_rate"] < many["error_rate"] and many["hotwords"] == str(path)
+
+
+class HuggingFaceLMRescorer:
+    """Wants short texts; named as RescorerBuilder looks for weights."""
+
+    def rescore_hyps(self, topk_hyps):
+        return torch.tensor([-1.0 * len(text) for beam in topk_hyps for text in beam])
 
 
 class TransformerLMScorer:
