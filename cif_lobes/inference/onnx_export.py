@@ -17,6 +17,7 @@ from cif_lobes.cif import cif_dense
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.alignment import frame_clock
 from cif_lobes.inference.export import open_run
+from cif_lobes.nets.features import LogMel
 from cif_lobes.storage.atomic_files import new_folder
 
 ENCODER, DECODER, SETTINGS = "encoder.onnx", "decoder.onnx", "recognizer.json"
@@ -144,7 +145,7 @@ def export_onnx(
     hparams = open_run(run_folder, decoding, average, num_checkpoints)
     hparams["model"].eval()
     fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
-    if not decoder.autoregressive or not hasattr(fire.features, "fbank"):
+    if not decoder.autoregressive or not isinstance(fire.features, LogMel):
         raise ValueError(
             f"{run_folder}: ONNX is for log-mel features and a decoder with previous "
             "tokens, not for a frozen student or autoregressive: False. Use --format "
@@ -157,10 +158,7 @@ def export_onnx(
 def _write_graphs(hparams, folder):
     """The files of `export_onnx`; `hparams` as `open_run` gives them."""
     fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
-    hop = fire.features.hop / hparams["sample_rate"]
-    strides = fire.encoder.frontend.strides
-    start, step = frame_clock(strides, len(fire.encoder.pool_after), hop)
-
+    clock = frame_clock(fire.features, fire.encoder, hparams["sample_rate"])
     layer = decoder.layers[0]
     width = decoder.norm.normalized_shape[0]
     shape = [len(decoder.layers), 2, layer.nhead, width // layer.nhead]
@@ -193,8 +191,8 @@ def _write_graphs(hparams, folder):
         "sample_rate": hparams["sample_rate"],
         "max_seconds": hparams["max_seconds"],
         "language": tokenizer.language,
-        "frame_start": start,
-        "frame_step": step,
+        "frame_start": clock.start,
+        "frame_step": clock.step,
         "state_shape": shape,
         "blank_index": searcher.blank_index,
         "bos_index": searcher.bos_index,
@@ -207,14 +205,22 @@ def _write_graphs(hparams, folder):
 
 def _export(graph, path, inputs, output_names):
     """Write a graph; `inputs` are an example and the dynamic axes of each, by name."""
-    with torch.no_grad():
-        program = torch.onnx.export(
-            graph.eval(),
-            tuple(example for example, _ in inputs.values()),
-            input_names=list(inputs),
-            output_names=output_names,
-            dynamic_shapes=tuple(axes for _, axes in inputs.values()),
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                graph.eval(),
+                tuple(example for example, _ in inputs.values()),
+                input_names=list(inputs),
+                output_names=output_names,
+                dynamic_shapes=tuple(axes for _, axes in inputs.values()),
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        parts = " and ".join(type(part).__name__ for part in graph.children())
+        reason = f"{error.__cause__ or error}".strip().splitlines()[0]
+        raise ValueError(
+            f"PyTorch cannot write {parts} as one graph for ONNX. Use --format speechbrain, "
+            f"or change what it says (the whole of it: --debug): {reason}"
+        ) from error
     program.save(path)

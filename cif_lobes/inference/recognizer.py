@@ -60,12 +60,8 @@ class CIFRecognizer:
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
         self.searcher = hparams["searcher"]
-        encoder, features = self.fire.encoder, self.fire.features
         self.clock = frame_clock(
-            encoder.frontend.strides,
-            len(encoder.pool_after),
-            features.hop / self.sample_rate,
-            features.centre / self.sample_rate,
+            self.fire.features, self.fire.encoder, self.sample_rate
         )
 
     @classmethod

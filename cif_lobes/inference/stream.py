@@ -79,15 +79,14 @@ class StreamingRecognizer:
         self.sample_rate = hparams["sample_rate"]
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
-        encoder, features = self.fire.encoder, self.fire.features
         if not self.searcher.decoder.autoregressive:
             raise ValueError(
                 "a decoder with autoregressive: False waits for the end of the utterance, "
                 "a stream has none: train one with previous tokens"
             )
-        hop = features.hop / self.sample_rate
-        strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
-        self.clock = frame_clock(strides, num_pools, hop)
+        self.clock = frame_clock(
+            self.fire.features, self.fire.encoder, self.sample_rate
+        )
         self._reset()
 
     @classmethod
@@ -104,10 +103,9 @@ class StreamingRecognizer:
     def algorithmic_latency(self):
         """float: seconds that the first sample of a chunk waits at most: the chunk and
         its look-ahead."""
-        features, frontend = self.fire.features, self.fire.encoder.frontend
-        frames = frontend.shortest - 1 - frontend.total_stride
-        look_ahead = frames * features.hop + features.window / 2
-        chunk = self.fire.encoder.chunk_size * self.clock.step
+        look_ahead = self.encoder.look_ahead * self.fire.features.hop
+        look_ahead += self.features.look_ahead
+        chunk = self.encoder.chunk_size * self.clock.step
         return chunk + look_ahead / self.sample_rate
 
     @torch.no_grad()

@@ -167,6 +167,30 @@ def test_networks_without_a_graph_are_refused_before_anything_is_written(
         StreamingRecognizer(hparams)
 
 
+class Moody(torch.nn.Module):
+    """What it does depends on what it hears, which is no graph."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.hop, self.centre = encoder, encoder.hop, encoder.centre
+
+    def forward(self, x, x_lengths):
+        return self.encoder(x if x.sum() > 0 else -x, x_lengths)
+
+
+def test_an_encoder_that_is_no_graph_is_refused(trained, tmp_path, monkeypatch):
+    hparams = open_run(trained)
+    fire = hparams["modules"]["encoder"]
+    fire.encoder = Moody(fire.encoder)
+    monkeypatch.setattr("cif_lobes.inference.onnx_export.open_run", lambda *_: hparams)
+    with pytest.raises(
+        ValueError,
+        match="write LogMel and Moody and CIF as one graph.*guard on data-dep",
+    ):
+        export_onnx(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_that_cannot_be_read_are_skipped(exported, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", speak("abcd"), 16000)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, "float32"), 16000)
