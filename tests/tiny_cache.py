@@ -4,14 +4,12 @@ import h5py
 import torch
 
 from cif_lobes.cache.checks import checksum, write_seal
+from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.writer import CacheWriter
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.tokens import CharTokenizer
 
 WIDTH = 12  # of the states
-
-from cif_lobes.cache.reader import TeacherCache
-
 H = 8
 TEXTS = {"longest": 8, "middle": 7, "same": 5, "": 1}
 UTTERANCES = {"a": "same", "b": "longest", "c": "same", "d": "", "e": "middle"}
