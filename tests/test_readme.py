@@ -42,7 +42,8 @@ def test_the_readme_is_read_in_minutes():
 
 def test_no_page_of_docs_with_commands_is_left_out():
     pages = [p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md")]
-    assert {page for page in pages if commands(page)} <= set(PAGES)
+    elsewhere = {"docs/extending.md"}  # needs files first: see test_extending*.py
+    assert {page for page in pages if commands(page)} <= {*PAGES, *elsewhere}
 
 
 def test_make_targets_exist():
