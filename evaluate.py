@@ -224,10 +224,10 @@ def export(argv):
         chosen = sweep.read(given.run)
     changed = {n: getattr(given, n) for n in (*OF_YAML, "beam")}
     chosen |= {name: value for name, value in changed.items() if value is not None}
-    if chosen.get("lm"):
+    for model in filter(None, (chosen.get("lm"), chosen.get("rescore"))):
         print(
             f"an export has no language model: beam and threshold were chosen with "
-            f"{chosen['lm']}, sweep without --lm to choose them for it",
+            f"{model}, sweep without it to choose them for the export",
             file=sys.stderr,
         )
     names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}

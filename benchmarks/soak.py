@@ -6,11 +6,14 @@ In turn: a training on MiniSpeech, stopped by Ctrl-C; recordings recognised by o
 with what it has learnt, each as often as needed for their number; the batches of a
 manifest as long as LibriSpeech's, twice. Each is a command of its own, watched from
 outside every few seconds: memory is PSS, in which a page that n processes share counts
-1/n for each; open files are those of all its processes. Linux only. The folder is kept.
+1/n for each; open files are those of all its processes. What is freed goes back to the
+system at once (MALLOC_*), so that memory is what is held, not what once was needed. Linux
+only. The folder is kept.
 """
 
 import argparse
 import csv
+import os
 import pathlib
 import signal
 import subprocess
@@ -23,6 +26,7 @@ import soundfile
 
 ROOT = pathlib.Path(__file__).parent.parent
 RATE = 16000
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def processes(pid):
@@ -74,7 +78,9 @@ def watch(command, log, interval, minutes=None):
     """
     began, looks = time.monotonic(), []
     with log.open("w") as out:
-        run = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+        streams = {"stdout": out, "stderr": subprocess.STDOUT}
+        environment = {**os.environ, **GIVE_BACK}
+        run = subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
         while run.poll() is None:
             passed = (time.monotonic() - began) / 60
             looks.append((passed, *look(run.pid)))

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -115,6 +116,16 @@ def train(arguments, recipe="AISHELL-1", processes=1, check=True):
     if check:
         assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     return done
+
+
+def interrupt(command):
+    """Run a training command and press Ctrl-C in its second epoch."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **streams)
+    for line in process.stdout:
+        if "Going into epoch 2" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
 
 
 def last_checkpoint(run):
