@@ -26,7 +26,9 @@ SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
 def parse_arguments(argv):
     """The command line."""
     parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="output_folder of a training run")
     parser.add_argument(
