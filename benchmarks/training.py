@@ -2,10 +2,6 @@
 
     python benchmarks/training.py --out training.md      (a quarter of an hour)
     python benchmarks/training.py --device cuda --seconds 300 --precision bf16
-    python benchmarks/training.py --compile 1
-
-With `--compile 1`, the second step is not of the Transformer, but that of the same network
-with `--compile`; its first round, in which graphs are made, is given as well.
 
 A step is `fit_batch` of either Brain: features, SpecAugment, network, losses, backward
 pass, clipping, optimizer. `cif` is the network of the yaml with its cross-entropy, CTC and
@@ -31,7 +27,6 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from interleaved import ratio, run_benchmark
 from processes import measure_apart, memory_status
-from ruamel.yaml import YAML as YAMLReader
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from transformer_recipe import BOS, make_transformer
@@ -43,17 +38,16 @@ from cif_lobes.storage.record import hardware
 
 ROOT = pathlib.Path(__file__).parent.parent
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif.yaml"
-YAML_READER = YAMLReader(typ="safe")
 RATE = 16000
 # AISHELL-1's training set: 4.5 s and 14.4 characters on average, 14.5 s at most.
 CHARACTERS_PER_SECOND = 14.4 / 4.5
 
 
-def make_cif(run_opts, settings):
-    """The Brain of the yaml with some settings changed, ready for `fit_batch`."""
-    settings = {"output_folder": tempfile.mkdtemp(), **YAML_READER.load(settings)}
+def make_cif(run_opts):
+    """The Brain of the yaml, ready for `fit_batch`."""
+    folder = tempfile.mkdtemp()
     with open(YAML, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, settings)
+        hparams = load_hyperpyyaml(file, {"output_folder": folder})
     brain = make_brain(hparams, {**run_opts, "max_grad_norm": hparams["max_grad_norm"]})
     # Every update is one pass with utterances.
     brain.train_sampler = UpdateBatches(Updates([[0]]), [1.0], 1.0)
@@ -72,17 +66,12 @@ class Updates(list):
         """Nothing is shuffled."""
 
 
-def ways_of(args):
-    """What is compared: ours and another."""
-    return ("cif", "cif --compile" if args.compile else "transformer")
+WAYS = {"cif": make_cif, "transformer": make_transformer}
 
 
 def make(way, args):
     """The Brain of a way."""
-    run_opts = {"device": args.device, "precision": args.precision}
-    if way == "transformer":
-        return make_transformer(run_opts)
-    return make_cif({**run_opts, "compile": way != "cif"}, args.settings)
+    return WAYS[way]({"device": args.device, "precision": args.precision})
 
 
 def make_batches(args):
@@ -140,25 +129,21 @@ def seconds_of(brain, examples, device):
 def measure_times(args):
     """Seconds per round of each way, and parameters; rounds are interleaved."""
     batches = make_batches(args)
-    brains = {way: make(way, args) for way in ways_of(args)}
+    brains = {way: make(way, args) for way in WAYS}
     seconds = {way: [] for way in brains}
-    first = {}
-    # The first round makes the optimizer's state, and graphs.
+    # The first round makes the optimizer's state.
     for round_number in range(args.rounds + 1):
         for way, brain in brains.items():
             # CIF's sets TF32 as its yaml says; SpeechBrain's leaves it on.
             set_tf32(way == "transformer")
-            begin = time.perf_counter()
             total = sum(seconds_of(brain, batch, args.device) for batch in batches)
             if round_number:
                 seconds[way].append(total)
-            else:
-                first[way] = time.perf_counter() - begin
     sizes = {
         way: sum(p.numel() for p in brain.modules.parameters())
         for way, brain in brains.items()
     }
-    return {"seconds": seconds, "first": first, "parameters": sizes}
+    return {"seconds": seconds, "parameters": sizes}
 
 
 def measure_peak(args, way):
@@ -228,45 +213,27 @@ def report(args):
     def apart(name):
         return measure_apart(__file__, args, SIZES, name)
 
-    times, ways = apart("times"), ways_of(args)
-    changed = "" if args.settings == "{}" else f" With {args.settings}."
+    times = apart("times")
+    peaks = {way: apart(f"peak {way}") for way in WAYS}
+    waits = {way: apart(f"waits {way}") for way in WAYS}
     lines = [
         f"A round: {args.batches} batches of at most {args.seconds:g} s, padding included; "
         f"{args.precision}, {hardware(args.device)}, PyTorch {torch.__version__}, "
-        f"medians of {args.rounds} interleaved rounds. Ratios to `cif`.{changed}",
+        f"medians of {args.rounds} interleaved rounds. Ratios to `cif`.",
         "",
-    ]
-    if args.compile:
-        return "\n".join(lines + compiled_rows(times, ways)) + "\n"
-    peaks = {way: apart(f"peak {way}") for way in ways}
-    waits = {way: apart(f"waits {way}") for way in ways}
-    lines += [
         "| step | parameters, M | s per round | ratio | peak MB | ratio "
         "| synchronisations |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for way in ways:
+    for way in WAYS:
+        seconds = times["seconds"][way]
         lines.append(
             f"| {way} | {times['parameters'][way] / 1e6:.1f} "
-            f"| {statistics.median(times['seconds'][way]):.1f} "
+            f"| {statistics.median(seconds):.1f} "
             f"| {ratio(times['seconds'], way, 'cif'):.2f} "
             f"| {peaks[way]:.0f} | {peaks[way] / peaks['cif']:.2f} | {waits[way]} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def compiled_rows(times, ways):
-    """The table of `--compile`."""
-    rows = ["| step | parameters, M | s per round | ratio | s of the first round |"]
-    rows.append("|---|---:|---:|---:|---:|")
-    for way in ways:
-        rows.append(
-            f"| {way} | {times['parameters'][way] / 1e6:.1f} "
-            f"| {statistics.median(times['seconds'][way]):.2f} "
-            f"| {ratio(times['seconds'], way, 'cif'):.2f} "
-            f"| {times['first'][way]:.0f} |"
-        )
-    return rows
 
 
 SIZES = {
@@ -275,8 +242,6 @@ SIZES = {
     "rounds": (5, "timed rounds"),
     "device": ("cpu", "cpu or cuda"),
     "precision": ("fp32", "fp32 or bf16"),
-    "compile": (0, "1: against cif with --compile"),
-    "settings": ("{}", "of the yaml to change, as YAML"),
 }
 
 if __name__ == "__main__":

@@ -78,8 +78,7 @@ class DecoderLayer(nn.Module):
             *(remember(keys_values) if remember else keys_values),
             attn_mask=None if valid_mask is None else valid_mask[:, None, None],
             dropout_p=self.dropout.p if self.training else 0.0,
-            # A single new position may see all that is remembered.
-            is_causal=valid_mask is None and remember is None,
+            is_causal=valid_mask is None and x.shape[1] > 1,
         )
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(self.norm2(x)))

@@ -154,19 +154,6 @@ class MaskedConvolutionModule(ConvolutionModule):
         return x[..., :length]
 
 
-class ConformerLayer(ConformerEncoderLayer):
-    """SpeechBrain's, with one sentence for `torch.compile`.
-
-    How long the positions are follows from the frames. Unless that is said, the compiler
-    makes another graph for each length.
-    """
-
-    def forward(self, x, pos_embs, **options):
-        """See SpeechBrain; x [B, T, D], pos_embs [1, 2 T - 1, D]."""
-        torch._check(pos_embs.shape[1] == 2 * x.shape[1] - 1)
-        return super().forward(x, pos_embs=pos_embs, **options)
-
-
 class ConformerEncoder(nn.Module):
     """Front-end and Conformer layers with max pooling over time between them.
 
@@ -248,7 +235,7 @@ class ConformerEncoder(nn.Module):
         self.positions = RelPosEncXL(d_model)
         self.layers = nn.ModuleList()
         for _ in range(num_layers):
-            layer = ConformerLayer(
+            layer = ConformerEncoderLayer(
                 d_model,
                 d_ffn,
                 nhead,
@@ -279,19 +266,6 @@ class ConformerEncoder(nn.Module):
         for _ in self.pool_after:
             x_lengths = (x_lengths + 1) // 2
         return x_lengths
-
-    def compile(self, **options):
-        """Compile every layer where it is: they share a graph, as one is like the other.
-
-        Names of parameters stay. Inductor cannot make one graph of the whole encoder.
-
-        Arguments
-        ---------
-        **options
-            Of `torch.compile`.
-        """
-        for layer in self.layers:
-            layer.compile(**options)
 
     def chunk_config(self, number):
         """SpeechBrain's description of the chunks of a layer, counted from 1, or None."""

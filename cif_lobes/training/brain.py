@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.devices.precision import set_tf32
 from cif_lobes.devices.processes import rank_and_processes, share_batches
-from cif_lobes.training import compilation
 from cif_lobes.training.ledger import Ledger
 from cif_lobes.training.nonfinite import NonFinite
 from cif_lobes.training.unusable import gather_unusable, note_unusable
@@ -57,19 +56,21 @@ class TrainingBrain(sb.Brain):
         Figures of a validation or test besides the losses.
     describe(figures) : str
         Those of the validation, for a line of progress.
-    compilable : tuple of str
-        Modules that `--compile` compiles, if there are any.
     """
 
     best_key = "loss"
-    compilable = ()
 
     def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
         # SpeechBrain's default of 3 is for batches of an epoch, not for updates in a row.
         hparams = {"nonfinite_patience": 5, **(hparams or {})}
         super().__init__(modules, opt_class, hparams, run_opts, **kw)
         self.updates_in_epoch = 0
-        self.compiled = compilation.modules_to_compile(self, self.compilable)
+        for option in ("compile", "compile_module_keys", "jit", "jit_module_keys"):
+            if getattr(self, option):
+                raise ValueError(
+                    f"--{option}: SpeechBrain's way to compile does not work for these "
+                    "networks, whose batches all have other lengths. Leave it out"
+                )
         if self.grad_accumulation_factor != 1:
             raise ValueError(
                 f"grad_accumulation_factor is {self.grad_accumulation_factor}: it follows "
@@ -193,8 +194,6 @@ class TrainingBrain(sb.Brain):
     def on_stage_start(self, stage, epoch=None):
         """Fresh figures for a stage; TF32 in training only."""
         set_tf32(stage == sb.Stage.TRAIN and self.hparams.tf32)
-        if self.compiled:
-            compilation.compile_only_in(stage)
         self.epoch, self.unusable = epoch, []
         if stage == sb.Stage.TRAIN:
             self.train_sampler.set_epoch(epoch)
@@ -272,11 +271,6 @@ class TrainingBrain(sb.Brain):
         self._save_intra_epoch_ckpt()
 
     # --- processes, data order, interruption, checkpoints ---
-
-    def _compile(self):
-        """In the place of SpeechBrain's."""
-        mode = self.compile_mode
-        compilation.compile_in_place(self.modules, self.compiled, mode=mode)
 
     def _wrap_distributed(self):
         """No process is sent the buffers of the first one before every forward.

@@ -34,9 +34,6 @@ class CIFBrain(RecognizerBrain):
     `test_searcher`.
     """
 
-    # CIF itself decides how many vectors there are, and is no graph.
-    compilable = ("encoder", "decoder")
-
     def compute_forward(self, batch, stage):
         """Encode, fire and decode with the true tokens; see `Predictions`."""
         token_lengths = Lengths.of(batch.tokens, self.device)
