@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 
 CANCELLED_DB = 20.0  # dB by which channels in opposite phase are fainter when mixed
 STEADY_DB = 1.5  # standard deviation of the level: pink noise 0.9, speech from 4.7 on
+# Less steady sounds are no speech either if they lack its rhythm, of syllables: brown
+# noise, held chords. Speech has more of one or the other, with noise of 5 dB as well.
+UNSTEADY_DB, RHYTHM = 3.0, 0.5
+SYLLABLES = 2, 8  # Hz
 BLOCK_SECONDS = 10  # read at a time
 BLOCK = 0.05  # seconds over which the level is measured
 
@@ -168,6 +172,7 @@ def is_steady(signal, sample_rate):
 
     The level of speech moves from sound to sound, that of a fan or of a radio between
     stations does not. Blocks far below the level are left out: noise that ends is noise.
+    Of a second and more, it may move a little if it has no syllables, see `rhythm`.
 
     Arguments
     ---------
@@ -185,7 +190,39 @@ def is_steady(signal, sample_rate):
     >>> is_steady(noise, 16000), is_steady(noise * np.linspace(0, 1, 16000), 16000)
     (True, False)
     """
-    return level_deviation(signal, sample_rate) < STEADY_DB
+    deviation = level_deviation(signal, sample_rate)
+    if deviation < STEADY_DB:
+        return True
+    if deviation >= UNSTEADY_DB or len(signal) < sample_rate:
+        return False
+    return rhythm(signal, sample_rate) < RHYTHM
+
+
+def rhythm(signal, sample_rate):
+    """How much the power above 100 Hz goes up and down 2 to 8 times a second.
+
+    Arguments
+    ---------
+    signal : numpy.ndarray, [samples], float
+        A second at least, not silent.
+    sample_rate : int
+        Hz.
+
+    Returns
+    -------
+    float
+        RMS of that part of the power, as a fraction of its mean. Brown noise has 0.2,
+        speech 0.8 and more.
+    """
+    size, hop = sample_rate // 40, sample_rate // 100
+    frames = np.lib.stride_tricks.sliding_window_view(signal, size)[::hop]
+    spectrum = np.abs(np.fft.rfft(frames * np.hanning(size))) ** 2
+    power = spectrum[:, np.fft.rfftfreq(size, 1 / sample_rate) > 100].sum(axis=1)
+    power = power / power.mean() - 1
+    changes = np.abs(np.fft.rfft(power)) / len(power)
+    hertz = np.fft.rfftfreq(len(power), hop / sample_rate)
+    syllables = (hertz >= SYLLABLES[0]) & (hertz <= SYLLABLES[1])
+    return float(np.sqrt(2 * np.square(changes[syllables]).sum()))
 
 
 def level_deviation(signal, sample_rate):

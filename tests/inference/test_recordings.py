@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import soundfile
-from conftest import speak
+from conftest import ROOT, load_module, speak
 
-from cif_lobes.inference.recordings import is_steady, mix_down, read_blocks
+from cif_lobes.inference.recordings import (
+    RHYTHM,
+    is_steady,
+    mix_down,
+    read_blocks,
+    rhythm,
+)
 
+no_speech = load_module(ROOT / "benchmarks/no_speech.py")
 RATE = 16000
 TIME = np.arange(3 * RATE) / RATE
 
@@ -70,12 +77,23 @@ def test_blocks_are_the_file(tmp_path):
 @pytest.mark.parametrize("gain", [1e-4, 1.0])
 @pytest.mark.parametrize(
     "sound",
-    [coloured(0), coloured(1), np.sin(2 * np.pi * 440 * TIME), np.ones(RATE)],
-    ids=["white", "pink", "tone", "offset"],
+    [
+        coloured(0),
+        coloured(1),
+        coloured(2),
+        no_speech.chord(np.random.default_rng(0)),
+        np.sin(2 * np.pi * 440 * TIME),
+        np.ones(RATE),
+    ],
+    ids=["white", "pink", "brown", "chord", "tone", "offset"],
 )
 def test_what_is_steady(sound, gain):
-    """Also if it begins or ends within the recording."""
     assert is_steady(gain * sound, RATE)
+
+
+@pytest.mark.parametrize("gain", [1e-4, 1.0])
+@pytest.mark.parametrize("sound", [coloured(0), coloured(1), np.ones(RATE)])
+def test_what_is_steady_may_end(sound, gain):
     assert is_steady(np.concatenate([gain * sound, np.zeros(RATE)]), RATE)
 
 
@@ -83,6 +101,13 @@ def test_nothing_is_steady():
     for samples in 0, 1, 300, RATE:
         assert is_steady(np.zeros(samples, "float32"), RATE)
     assert is_steady(np.ones(1, "float32"), RATE)
+
+
+@pytest.mark.parametrize("hertz, has", [(0.5, False), (4, True), (16, False)])
+def test_rhythm_is_of_syllables(hertz, has):
+    """White noise that gets louder and fainter, as fast as that."""
+    sound = coloured(0) * (1 + 0.9 * np.sin(2 * np.pi * hertz * TIME))
+    assert (rhythm(sound, RATE) > RHYTHM) == has
 
 
 @pytest.mark.parametrize("text", ["ab", "abcdabcd"])
