@@ -4,7 +4,7 @@
 
 In turn: a training on MiniSpeech, stopped by Ctrl-C; recordings recognised by one command
 with what it has learnt, each as often as needed for their number; the batches of a
-manifest as long as LibriSpeech's, twice. Each is a command of its own, watched from
+manifest as long as LibriSpeech's, some times. Each is a command of its own, watched from
 outside every few seconds: memory is PSS, in which a page that n processes share counts
 1/n for each; open files are those of all its processes. What is freed goes back to the
 system at once (MALLOC_*), so that memory is what is held, not what once was needed. Linux
@@ -134,8 +134,8 @@ def write_rows(folder, count):
     return folder / "rows.csv"
 
 
-def read_rows(manifest, workers):
-    """Two passes over the batches of a manifest, as a training reads them."""
+def read_rows(manifest, workers, passes):
+    """Passes over the batches of a manifest, as a training reads them."""
     from speechbrain.dataio.dataloader import make_dataloader
 
     from cif_lobes.data.batches import make_dataset, train_loader_options
@@ -146,7 +146,7 @@ def read_rows(manifest, workers):
     dataset = make_dataset(manifest, tokenizer, RATE)
     options = train_loader_options(dataset, 200, 200, 30, "random", 0, workers)
     loader = make_dataloader(dataset, **options)
-    for epoch in (1, 2):
+    for epoch in range(passes):
         loader.batch_sampler.set_epoch(epoch)
         read = sum(len(batch.id) for batch in loader)
         print(f"{time.ctime()}: {read} utterances of {len(dataset)}", flush=True)
@@ -162,13 +162,14 @@ def main():
     parser.add_argument("--files", type=int, default=2000, help="that are recognised")
     parser.add_argument("--rows", type=int, default=281241, help="of the manifest")
     parser.add_argument("--workers", type=int, default=4, help="that read the rows")
+    parser.add_argument("--passes", type=int, default=2, help="over the rows")
     parser.add_argument("--interval", type=float, default=2, help="seconds")
     parser.add_argument("--shown", type=int, default=8, help="looks in a table")
     parser.add_argument("--out", type=pathlib.Path, help="also write the tables here")
     parser.add_argument("--read", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.read:
-        read_rows(given.read, given.workers)
+        read_rows(given.read, given.workers, given.passes)
         return
     folder, python = given.folder.resolve(), [sys.executable]
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +193,7 @@ def main():
         (f"Training, {given.minutes:g} minutes", train, given.minutes),
         (f"{given.files:,} recordings recognised", recognise, None),
         (
-            f"{given.rows:,} rows read twice by {given.workers} workers",
+            f"{given.rows:,} rows read by {given.workers} workers, {given.passes} times",
             [
                 *python,
                 "benchmarks/soak.py",
