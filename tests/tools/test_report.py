@@ -4,7 +4,10 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 import urllib.parse
 
 import browser
@@ -310,6 +313,28 @@ def test_damage_is_named(tool, tmp_path):
         make(tool, tmp_path / "r.html", tmp_path)
     with pytest.raises(ValueError, match="is given twice"):
         make(tool, tmp_path / "r.html", run, run)
+
+
+def test_the_command_of_the_docs(trained, tmp_path):
+    (command,) = re.findall(
+        r"```bash\n(.*)\n```", (ROOT / "docs/report.md").read_text(encoding="utf-8")
+    )
+    python, script, *words = shlex.split(command)
+    for run in (word for word in words if word.startswith("results/")):
+        (tmp_path / run).parent.mkdir(parents=True)
+        (tmp_path / run).symlink_to(trained)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert python == "python" and done.returncode == 0, done.stderr
+    assert done.stdout.startswith("report.html: 2 runs, "), done.stdout
+    data, _ = parts((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [run["name"] for run in data["runs"]] == ["cif", "cif_hieradist"]
+    for scored in data["sets"]:
+        assert all(len(run["fires"]["utterances"]) == 12 for run in scored["runs"])
 
 
 # --- in a browser ---
