@@ -123,7 +123,8 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
     settings = [(*key, threshold) for key in searchers for threshold in thresholds]
     errors, length = {setting: collections.Counter() for setting in settings}, 0
     brain.modules.eval()
-    for batch in tqdm(brain.make_dataloader(dataset, sb.Stage.TEST, **options)):
+    batches = brain.make_dataloader(dataset, sb.Stage.TEST, **options)
+    for batch in tqdm(batches, disable=None):
         error = gather_unusable(batch.unusable, learning=False)
         if error:
             raise error
