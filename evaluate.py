@@ -57,8 +57,20 @@ def parse_arguments(argv):
     add(
         "--hotword_weight",
         type=option_type(1.0, "0 for none"),
-        default=1.0,
-        help="what a token of theirs earns (default: 1)",
+        help="what a token of theirs earns in the search (default: 1; with --coldec 0)",
+    )
+    add("--coldec", help="network that knows --hotwords: folder of train_coldec.py")
+    add(
+        "--coldec_weight",
+        type=option_type(0.5, "0 to 1"),
+        default=0.5,
+        help="share of its distribution at every fire (default: 0.5)",
+    )
+    add("--purify", type=count, help="phrases that a fire keeps (default: all)")
+    add(
+        "--eos_threshold",
+        type=option_type(1.5, "1.5 as in SpeechBrain"),
+        help="end early only where log p(end) > this times that of the best token",
     )
     add(
         "--tail_threshold",
@@ -87,6 +99,10 @@ def parse_arguments(argv):
         parser.error("--rescore_weight needs --rescore")
     if given.hotwords and given.sweep:
         parser.error("--sweep knows no --hotwords: give them with --swept")
+    if given.coldec and not given.hotwords:
+        parser.error("--coldec needs --hotwords")
+    if given.hotword_weight is None:
+        given.hotword_weight = 0.0 if given.coldec else 1.0
     if given.sweep:
         if given.split or given.csv or given.swept:
             parser.error("--sweep reads the validation set only: no --split, --csv")
@@ -103,6 +119,7 @@ def main(given):
     """Load the run, decode, write the figures down."""
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes.data.batches import make_dataset
+    from cif_lobes.decoding.context import load_context
     from cif_lobes.decoding.fusion import fuse
     from cif_lobes.decoding.hotwords import load_hotwords
     from cif_lobes.decoding.language_model import load_scorer
@@ -112,6 +129,8 @@ def main(given):
     from cif_lobes.runs.cif import load_run
     from cif_lobes.runs.evaluation import score
     from cif_lobes.runs.stages import manifest_paths
+    from cif_lobes.storage.parameters import read_parameters
+    from cif_lobes.teachers.cif_recognizer import hash_weights
 
     models = ("lm", "rescore")
     changed = {n: v for n in (*SWEPT, *models) if (v := getattr(given, n)) is not None}
@@ -169,17 +188,38 @@ def main(given):
     if given.lm:
         # Two folders of its path tell its row and seed.
         changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
-    tree = None
+    tree = context = None
     if given.hotwords:
-        tree = load_hotwords(given.hotwords, hparams["tokenizer"])
+        if given.hotword_weight:
+            tree = load_hotwords(given.hotwords, hparams["tokenizer"])
         name = os.path.splitext(os.path.basename(given.hotwords))[0]
         changed |= {"hotwords": name, "hotword_weight": given.hotword_weight}
         decoding |= {"hotwords": given.hotwords, "hotword_weight": given.hotword_weight}
+    if given.coldec:
+        settings = {"coldec_weight": given.coldec_weight, "purify": given.purify or 0}
+        context = load_context(
+            given.coldec,
+            hash_weights(read_parameters(given.run)),
+            given.hotwords,
+            hparams["tokenizer"],
+            *settings.values(),
+        )
+        name = "-".join(os.path.abspath(given.coldec).split(os.sep)[-2:])
+        changed |= {"coldec": name, **settings}
+        decoding |= {"coldec": given.coldec, **settings}
+    if given.eos_threshold:
+        changed["eos_threshold"] = decoding["eos_threshold"] = given.eos_threshold
     weight = decoding.get("lm_weight", 0)
     scorer = fuse(scorer, weight, tree, given.hotword_weight)
-    if scorer or rescorer or "beam" in chosen:
+    if scorer or rescorer or context or given.eos_threshold or "beam" in chosen:
         beam = chosen.get("beam", hparams.get("beam_size", 10 if rescorer else 1))
-        searcher = BeamSearcher(hparams["decoder"], beam, scorer)
+        searcher = BeamSearcher(
+            hparams["decoder"],
+            beam,
+            scorer,
+            context=context,
+            eos_threshold=given.eos_threshold,
+        )
         if rescorer:
             weight = chosen.get("rescore_weight", 0.2)
             decoding |= {"rescore": rescore, "rescore_weight": weight}
