@@ -3,7 +3,7 @@
 python evaluate.py results/AISHELL-1/cif/1986 --split test --beam 10
 python evaluate.py results/AISHELL-1/cif/1986 --lm results/AISHELL-1/lm/1986 --sweep
 python evaluate.py results/AISHELL-1/cif/1986 --split test --swept
-python evaluate.py export results/AISHELL-1/cif/1986 my_model
+python evaluate.py export results/AISHELL-1/cif/1986 my_model --swept
 
 Writes the error rate with its substitutions, deletions and insertions into the run's
 run.json, and every utterance's alignment into errors_*.txt beside it. --sweep decodes
@@ -16,7 +16,7 @@ import os
 import sys
 
 from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.program import Parser, run_program
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
@@ -25,8 +25,10 @@ SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
 
 def parse_arguments(argv):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        "evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="output_folder of a training run")
     parser.add_argument(
@@ -231,7 +233,7 @@ def main(given):
 
 def export(argv):
     """Write a run's recogniser into a folder that SpeechBrain loads, or as ONNX."""
-    parser = argparse.ArgumentParser("evaluate.py export", description=export.__doc__)
+    parser = Parser("evaluate.py export", description=export.__doc__)
     parser.add_argument("run", help="output_folder of a training run")
     parser.add_argument("out", help="new folder for the recogniser")
     parser.add_argument(
@@ -239,11 +241,39 @@ def export(argv):
     )
     count = option_type(1, "how many")
     parser.add_argument("--num_checkpoints", type=count, help="how many of them")
+    parser.add_argument(
+        "--beam",
+        type=count,
+        help="hypotheses kept (default: beam_size of the run's yaml)",
+    )
+    parser.add_argument(
+        "--tail_threshold",
+        type=option_type(0.4, "0 to 1"),
+        help="remainder that fires a last token (default: that of the run's yaml)",
+    )
+    parser.add_argument(
+        "--swept", action="store_true", help="what --sweep chose, unless given here"
+    )
     formats = ["speechbrain", "onnx"]
     parser.add_argument(
         "--format", choices=formats, default=formats[0], help="for whom"
     )
     given = parser.parse_args(argv)
+    chosen = {}
+    if given.swept:
+        from cif_lobes.runs import sweep
+
+        chosen = sweep.read(given.run)
+    changed = {n: getattr(given, n) for n in (*OF_YAML, "beam")}
+    chosen |= {name: value for name, value in changed.items() if value is not None}
+    for model in filter(None, (chosen.get("lm"), chosen.get("rescore"))):
+        print(
+            f"an export has no language model: beam and threshold were chosen with "
+            f"{model}, sweep without it to choose them for the export",
+            file=sys.stderr,
+        )
+    names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}
+    decoding = {name: chosen[n] for name, n in names.items() if n in chosen}
     if given.format == "onnx":
         from cif_lobes.inference.onnx_export import export_onnx as write
 
@@ -252,7 +282,8 @@ def export(argv):
         from cif_lobes.inference.export import export_run as write
 
         usage = f'EncoderDecoderASR.from_hparams(source="{given.out}")'
-    write(given.run, given.out, given.average, given.num_checkpoints)
+    averaged = chosen.get("average"), chosen.get("num_checkpoints")
+    write(given.run, given.out, *averaged, decoding)
     print(f"{given.out}: {usage}")
 
 
