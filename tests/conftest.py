@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -208,6 +209,13 @@ def epochs(run):
         row["train"].pop("seconds")
         row["valid"].pop("seconds")
     return rows
+
+
+def docs_files(text):
+    """Files that a page shows, by path: `path`, a colon, and a block of code."""
+    return dict(
+        re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    )
 
 
 def rows_of(path):

@@ -78,7 +78,6 @@ CASES = {
     "`--ctc_weight -1`": _option("--ctc_weight", "-1"),
     "`--tail_threshold 5`": _option("--tail_threshold", "5"),
     "`--num_checkpoints 0`": _option("--num_checkpoints", "0"),
-    "`--ckpt_interval_minutes 0.5`": _option("--ckpt_interval_minutes", "0.5"),
     "`--average mean`": _option("--average", "mean"),
     "`--speeds 90`": _option("--speeds", "90"),
     "`--skip_prep no`": _option("--skip_prep", "no"),

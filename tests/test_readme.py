@@ -15,6 +15,7 @@ from tiny_teacher import make_teacher
 
 # In the order in which a reader types them: what a page needs, those before it have made.
 PAGES = ["README.md", "docs/train.md", "docs/own_recordings.md", "docs/recognise.md"]
+PAGES += ["docs/report.md"]
 ELSEWHERE = {"docs/extending.md"}  # run by tests of its own, test_extending*.py
 EVERY_PAGE = sorted(
     path

@@ -23,6 +23,7 @@ CLASSES = frozenset(
     cif_lobes.training.augment.SpecAugment
     cif_lobes.training.augment.SpeedPerturb
     cif_lobes.cif.CIF
+    cif_lobes.nets.coldec.ColDec
     cif_lobes.nets.ctc_attention.CRDNNEncoder
     cif_lobes.nets.decoder.CIFDecoder
     cif_lobes.nets.encoder.ConformerEncoder
@@ -60,11 +61,12 @@ CLASSES = frozenset(
     """.split()
 )
 
-# In the yamls of runs from before our own augmentation.
+# In the yamls of runs from before our own augmentation, and of exports with a model.ckpt.
 OF_OLDER_RUNS = frozenset(
     """
     speechbrain.augment.freq_domain.SpectrogramDrop
     speechbrain.augment.time_domain.SpeedPerturb
+    speechbrain.utils.parameter_transfer.Pretrainer
     torch.nn.Sequential
     """.split()
 )
@@ -73,9 +75,10 @@ OF_OLDER_RUNS = frozenset(
 SKIPPED = frozenset(
     """
     cif_lobes.storage.checkpoints.SafeCheckpointer
+    cif_lobes.inference.export.ExportPretrainer
+    cif_lobes.inference.export.use_parameters
     cif_lobes.inference.export.use_vocabulary
     speechbrain.dataio.preprocess.AudioNormalizer
-    speechbrain.utils.parameter_transfer.Pretrainer
     speechbrain.utils.seed_everything
     """.split()
 )
