@@ -11,7 +11,6 @@ to 35 characters, 14.4 on average) and random characters, so that no two are equ
 are interleaved, so that what else runs on the machine slows both alike.
 """
 
-import argparse
 import os
 import pathlib
 import random
@@ -23,11 +22,11 @@ import h5py
 import numpy as np
 import torch
 import transformers
+from interleaved import run_benchmark
 
 from cif_lobes.cache.reader import TeacherCache
-from cif_lobes.cache.text_states import encode
 from cif_lobes.cache.writer import CacheWriter
-from cif_lobes.teachers.text import TextTeacher
+from cif_lobes.teachers.text import TextTeacher, token_batches
 
 CHARACTERS = [chr(0x4E00 + i) for i in range(4230)]
 BATCH = 256  # sentences, in the authors' code
@@ -95,7 +94,8 @@ def build_cache(teacher, texts, path, batch_tokens):
     lengths = {a.text: len(a.ranges) for a in aligned}
     width = teacher.state_shape
     with CacheWriter(path, lengths, texts, width, "float16", {}) as writer:
-        encode(teacher, aligned, writer, batch_tokens)
+        for batch in token_batches(aligned, batch_tokens):
+            writer.append(teacher(batch), len(batch))
         writer.finish()
 
 
@@ -222,25 +222,6 @@ ARGUMENTS = {
     "batch_tokens": (4096, "teacher pieces in a batch of `cache`"),
 }
 
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, (default, text) in ARGUMENTS.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--out", help="also write the tables to this markdown file")
-    args = parser.parse_args()
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    table = report(args)
-    print(table, end="")
-    if args.out:
-        pathlib.Path(args.out).write_text(table, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    run_benchmark(__doc__, ARGUMENTS, report)

@@ -52,6 +52,10 @@ LIGHT = {
     "data.audio_checks": {"tqdm"},
     "data.validation": {"soundfile", "tqdm"},
     "inference.onnx": {"onnxruntime", "scipy", "tqdm", *WAVES},
+    "inference.recordings": WAVES,
+    "inference.windows": WAVES,
+    "inference.vad": {"webrtcvad", "numpy"},
+    "inference.command": {"tqdm"},
     "teachers.alignment": set(),
     "devices.precision": TORCH,
     "devices.lengths": TORCH,
@@ -72,7 +76,12 @@ LIGHT = {
     "cache.checks": {"torch", "h5py"},
     "cache.reader": {"torch", "h5py"},
 }
-TRANSFORMERS = {"teachers.text", "teachers.speech", "decoding.rescoring"}
+TRANSFORMERS = {
+    "teachers.text",
+    "teachers.speech",
+    "decoding.rescoring",
+    "nets.speech_llm",
+}
 
 
 def room_of(path):

@@ -11,8 +11,8 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from cif_lobes.data import audio_files
 from cif_lobes.data.manifest import Utterance, read_manifest
-from cif_lobes.devices.processes import rank_and_processes
 from cif_lobes.data.update_batches import UpdateBatches
+from cif_lobes.devices.processes import rank_and_processes
 
 logger = logging.getLogger(__name__)
 

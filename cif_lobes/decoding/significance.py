@@ -2,7 +2,9 @@
 
 Utterances are drawn with replacement, the same ones for both rows, and the difference of
 the error rates is computed each time (Bisani and Ney, ICASSP 2004). The errors of several
-runs of a row, with other seeds, are added up utterance by utterance.
+runs of a row, with other seeds, are added up utterance by utterance. Utterances of one
+speaker succeed and fail together: where speakers are known, they are drawn, with all that
+they say, and the interval is that of other speakers (section 3 there).
 """
 
 import pathlib
@@ -44,7 +46,7 @@ def read_errors(run, split):
     return {uid: (int(edits), int(of)) for uid, edits, of in SCORE.findall(text)}
 
 
-def compare_runs(ours, baseline, split, resamples=10_000):
+def compare_runs(ours, baseline, split, resamples=10_000, speakers=None):
     """Paired bootstrap between two rows; see `compare`.
 
     Arguments
@@ -54,25 +56,30 @@ def compare_runs(ours, baseline, split, resamples=10_000):
     split : str
         Scored set.
     resamples : int
+    speakers : dict of str to str, optional
+        By utterance id: draw speakers, not utterances.
 
     Returns
     -------
     dict
-        Of `compare`, and the number of `utterances`.
+        Of `compare`, and the number of `utterances`, of `speakers` if they are known.
 
     Raises
     ------
     FileNotFoundError
         If a run was not scored on the set.
     ValueError
-        If two runs were scored on different utterances or references.
+        If two runs were scored on different utterances or references, or an utterance
+        has no speaker.
     """
     errors = [read_errors(run, split) for run in (*ours, *baseline)]
     for run, scored in zip((*ours, *baseline), errors, strict=True):
         if scored.keys() != errors[0].keys():
+            other = sorted(scored.keys() ^ errors[0].keys())
             raise ValueError(
-                f"{run} was scored on other utterances than {ours[0]}: {len(scored)} and "
-                f"{len(errors[0])}. Score both with evaluate.py"
+                f"{run} was scored on other utterances than {ours[0]}: of {len(scored):,} "
+                f"and {len(errors[0]):,}, {len(other):,} are in one only, first {other[0]}. "
+                "Score both on the same set with evaluate.py"
             )
         for uid, (_, length) in scored.items():
             if length != errors[0][uid][1]:
@@ -83,8 +90,46 @@ def compare_runs(ours, baseline, split, resamples=10_000):
                 )
     ids = sorted(errors[0])
     rows = errors[: len(ours)], errors[len(ours) :]
-    result = compare(*(mean_errors(row, ids) for row in rows), resamples)
-    return {**result, "utterances": len(ids)}
+    rows, counts = [mean_errors(row, ids) for row in rows], {"utterances": len(ids)}
+    if speakers is not None:
+        rows, counts["speakers"] = by_speaker(rows, ids, speakers)
+    return {**compare(*rows, resamples), **counts}
+
+
+def by_speaker(rows, ids, speakers):
+    """Edits and lengths of utterances, added up by speaker.
+
+    Arguments
+    ---------
+    rows : list of (numpy.ndarray, numpy.ndarray), [utterances]
+        From `mean_errors`.
+    ids : list of str
+    speakers : dict of str to str
+        By utterance id.
+
+    Returns
+    -------
+    rows : list of (numpy.ndarray, numpy.ndarray), [speakers]
+    count : int
+        Number of speakers.
+
+    Raises
+    ------
+    ValueError
+        If an utterance has none.
+    """
+    missing = [uid for uid in ids if not speakers.get(uid)]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(ids)} utterances have no speaker, first {missing[0]}: "
+            "give the csv of this set, with a spk_id in every row"
+        )
+    names, owner = np.unique([speakers[uid] for uid in ids], return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"all utterances are of {names[0]}: nobody else can be drawn")
+    return [
+        tuple(np.bincount(owner, weights=numbers) for numbers in row) for row in rows
+    ], len(names)
 
 
 def mean_errors(runs, ids):
@@ -98,8 +143,8 @@ def compare(ours, baseline, resamples=10_000, seed=0):
 
     Arguments
     ---------
-    ours, baseline : tuple of numpy.ndarray, [utterances]
-        Edits and reference lengths, see `mean_errors`.
+    ours, baseline : tuple of numpy.ndarray, [N]
+        Edits and reference lengths of each utterance or speaker, see `mean_errors`.
     resamples : int
     seed : int
 

@@ -16,6 +16,7 @@ from cif_lobes.runs.stages import (
     fit_tokenizer,
     start,
     train_and_score,
+    used_modules,
 )
 from cif_lobes.settings.safe_yaml import build
 from cif_lobes.storage.checkpoints import SafeCheckpointer
@@ -23,7 +24,7 @@ from cif_lobes.storage.run_files import (
     kept_tokenizer,
 )
 from cif_lobes.training.cif import CIFBrain
-from cif_lobes.training.distillation import add_teacher, used_modules
+from cif_lobes.training.distillation import add_teacher
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -67,11 +68,11 @@ def run(hparams_file, run_opts, overrides, prepare):
 
 
 def make_brain(hparams, run_opts):
-    """The Brain of a loaded yaml; heads whose loss weighs nothing are left out."""
+    """The Brain of a loaded yaml; a CTC head that weighs nothing is left out."""
     return assemble(CIFBrain, hparams, run_opts, used_modules(hparams))
 
 
-def load_run(folder, overrides=None, run_opts=None):
+def load_run(folder, overrides=None, run_opts=None, teacher=False):
     """The Brain and settings of a run folder, wherever it has been moved to.
 
     Arguments
@@ -82,6 +83,8 @@ def load_run(folder, overrides=None, run_opts=None):
         Settings to change.
     run_opts : dict, optional
         SpeechBrain's run options, for instance {"device": "cuda"}.
+    teacher : bool
+        Whether to read the distillation losses too, which scoring does not need.
 
     Returns
     -------
@@ -110,7 +113,7 @@ def load_run(folder, overrides=None, run_opts=None):
         "save_folder": str(folder / "save"),
         **(overrides or {}),
     }
-    hparams = build(hparams_file, overrides)
+    hparams = build(hparams_file, overrides, teacher=teacher)
     if "cif" not in hparams.get("modules", ()):
         raise ValueError(
             f"{folder} is no run of a CIF recogniser. Score it with its own command, "

@@ -23,6 +23,7 @@ from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.validation import MEMORY, prepare_own_data
 from cif_lobes.devices.precision import set_tf32
 from cif_lobes.devices.processes import check_device
+from cif_lobes.runs.dry_run import into_nowhere, measure
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.start import (
     check_network,
@@ -94,6 +95,9 @@ def load_settings(hparams_file, run_opts, overrides):
     check_device(run_opts.get("device"))
     ddp_init_group(run_opts)
     settings = read_plain(hparams_file, overrides)
+    if run_opts.get("dry_run"):
+        overrides = into_nowhere(settings, overrides)
+        settings = read_plain(hparams_file, overrides)
     watch_folder(settings["output_folder"])
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
@@ -104,6 +108,7 @@ def load_settings(hparams_file, run_opts, overrides):
         hparams["features"].load_run(hparams["student_run"])
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
+    hparams["dry_run"] = run_opts.get("dry_run", False)
     return hparams
 
 
@@ -138,6 +143,27 @@ def finish():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def used_modules(hparams):
+    """The yaml's modules without a CTC head if CTC weighs nothing.
+
+    An idle head would be saved, decayed, and make DistributedDataParallel wait for its
+    gradient.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+
+    Returns
+    -------
+    dict of str to torch.nn.Module
+    """
+    modules = dict(hparams["modules"])
+    if not hparams.get("ctc_weight", 0):
+        modules.pop("ctc_head", None)
+    return modules
 
 
 def assemble(brain_class, hparams, run_opts, modules, **kwargs):
@@ -209,6 +235,10 @@ def fit(brain, hparams_file, hparams, datasets):
 
 def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options):
     """Train on whatever the DataLoaders of these options give; see `fit`."""
+    if hparams.get("dry_run"):
+        measure(brain, hparams, datasets, train_options, valid_options)
+        finish()
+        sys.exit(0)
     parameters = sum(p.numel() for p in hparams["model"].parameters())
     # Scoring alone changes nothing of what is known about the training.
     if not (brain.test_only and hparams["record"].path.exists()):

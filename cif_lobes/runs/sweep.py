@@ -95,9 +95,13 @@ def sweep(brain, hparams, dataset, grid, scorer=None, rescorer=None):
             continue
         seen.add(tuple(epochs))
         fill(hparams["model"], parameters)
-        errors, length = _count_errors(
-            brain, hparams, dataset, searchers, sorted(grid["tail_threshold"])
-        )
+        before = hparams["cif"].tail_threshold
+        try:
+            errors, length = _count_errors(
+                brain, hparams, dataset, searchers, sorted(grid["tail_threshold"])
+            )
+        finally:
+            hparams["cif"].tail_threshold = before
         rows += [
             {
                 **dict(zip(SETTINGS, (*average, *setting), strict=True)),

@@ -30,9 +30,15 @@ from cif_lobes.settings.checks import find_fault, find_misfit, read_value
 from cif_lobes.settings.yaml_settings import Setting, compose, header, yaml_settings
 
 # Run options that --help explains; the others are given by name only.
-MAIN_RUN_OPTIONS = """device precision eval_precision nonfinite_patience
+MAIN_RUN_OPTIONS = """dry_run device precision eval_precision nonfinite_patience
 max_grad_norm optimizer_step_limit ckpt_interval_minutes
 ckpt_interval_steps test_only debug debug_batches debug_epochs noprogressbar"""
+
+# Ours among them, a switch: what the training would cost, from a few of its updates.
+DRY_RUN = "Say what is wrong and what the training would take; write nothing."
+
+# SpeechBrain's own parser takes whole minutes only, its Brain any number.
+MINUTES = re.compile(r"(--ckpt_interval_minutes=)(\d+\.\d*|\.\d+)")
 
 # Ending of the options that take several values: --jit_module_keys encoder decoder.
 LIST_OPTIONS = "_module_keys"
@@ -94,6 +100,7 @@ def parse(argv, default_yaml, description):
 
     _check_options(options, settings, run_options, hparams_file)
     run_argv, overrides = [hparams_file], []
+    dry_run = options.pop("--dry_run", None) is not None
     for flag, values in options.items():
         arity = _arity(flag, run_options)
         if flag in run_options:
@@ -109,7 +116,11 @@ def parse(argv, default_yaml, description):
                 text = "true" if arity == 0 else json.dumps(values)
             overrides.append(f"{flag[2:]}: {text}")
     _check_values("\n".join(overrides), options, settings, run_options, hparams_file)
-    return hparams_file, _speechbrain_run_opts(run_argv), "\n".join(overrides)
+    run_opts = _speechbrain_run_opts(run_argv)
+    if dry_run:
+        # A frozen dataclass of SpeechBrain's; its `get` finds this, too.
+        object.__setattr__(run_opts, "dry_run", True)
+    return hparams_file, run_opts, "\n".join(overrides)
 
 
 def _run_options():
@@ -122,6 +133,7 @@ def _run_options():
         if name in texts or name.endswith(LIST_OPTIONS):
             value = "switch" if default is False else json.dumps(default).strip('"')
             options[f"--{name}"] = Setting(name, value, texts.get(name, ""))
+    options["--dry_run"] = Setting("dry_run", "switch", DRY_RUN)
     return options
 
 
@@ -251,6 +263,8 @@ def _speechbrain_run_opts(run_argv):
     import speechbrain as sb
 
     stderr = io.StringIO()
+    minutes = [float(m[2]) for word in run_argv if (m := MINUTES.fullmatch(word))]
+    run_argv = [MINUTES.sub(r"\g<1>1", word) for word in run_argv]
     try:
         with contextlib.redirect_stderr(stderr):
             _, run_opts, _ = sb.parse_arguments(run_argv)
@@ -258,7 +272,10 @@ def _speechbrain_run_opts(run_argv):
         _fail(stderr.getvalue().rpartition("error: ")[2].strip())
     # SpeechBrain 1.1 leaves this one a string, then compares it with an integer.
     limit = run_opts.optimizer_step_limit
-    return replace(run_opts, optimizer_step_limit=limit and int(limit))
+    changed = {"optimizer_step_limit": limit and int(limit)}
+    if minutes:
+        changed["ckpt_interval_minutes"] = minutes[-1]
+    return replace(run_opts, **changed)
 
 
 def _help_text(hparams_file, settings, run_options, description):

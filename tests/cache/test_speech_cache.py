@@ -14,12 +14,21 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from tiny_hubert import TEACHER, distil_arguments, make_student
 
+from cif_lobes.cache.build import VERBS
 from cif_lobes.cache.reader import TeacherCache
-from cif_lobes.cache.speech_states import build, open_speech_cache, run
+from cif_lobes.cache.speech_states import SpeechStates, open_speech_cache
 from cif_lobes.runs.fithubert import make_audio_dataset
 from cif_lobes.teachers.speech import SpeechTeacher
 from cif_lobes.training.fithubert import FitHuBERTBrain
 from cif_lobes.training.ledger import Ledger
+
+
+def run(verb, settings):
+    VERBS[verb](SpeechStates(settings))
+
+
+def build(settings):
+    run("build", settings)
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,7 @@ def test_run_options_are_those_of_speechbrain():
         for action in RunOptions._create_parser()._actions
         if action.option_strings and action.dest != "help"
     }
+    theirs["--dry_run"] = 0  # ours
     options = cli._run_options()
     assert {flag: cli._arity(flag, options) for flag in options} == theirs
     assert {f"--{name}" for name in cli.MAIN_RUN_OPTIONS.split()} <= theirs.keys()
@@ -262,6 +263,16 @@ def test_run_option_value_that_is_an_option_name():
 def test_optimizer_step_limit_is_an_integer():
     _, run_opts, _ = parse("--data_folder=x", "--optimizer_step_limit", "10")
     assert run_opts["optimizer_step_limit"] == 10
+
+
+@pytest.mark.parametrize("minutes", ["0.5", ".5", "2.", "3"])
+def test_minutes_need_not_be_whole(minutes, capsys):
+    Path("hparams/cif.yaml").write_text("ckpt_interval_minutes: 15  # 0 for none\n")
+    _, run_opts, overrides = parse("--ckpt_interval_minutes", minutes)
+    assert run_opts["ckpt_interval_minutes"] == float(minutes)
+    assert run_opts.overridden_args == {"ckpt_interval_minutes"}
+    assert overrides == f"ckpt_interval_minutes: {minutes}"
+    assert "a number, 0 or more" in mistake(capsys, "--ckpt_interval_minutes", "-0.5")
 
 
 def test_unknown_option(capsys):

@@ -54,7 +54,9 @@ def test_errors_by_frequency(tmp_path, capsys):
         (run / "run.json").write_text(json.dumps(results))
     one, two = (str(tmp_path / name) for name in runs)
     frequency.main(
-        argparse.Namespace(runs=[one, f"{one},{two}"], train=train, split="test")
+        argparse.Namespace(
+            speakers=None, runs=[one, f"{one},{two}"], train=train, split="test"
+        )
     )
     rows = [line.split(" | ")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
     assert rows == [
@@ -105,7 +107,7 @@ def test_the_interval_is_that_of_a_mean():
 def test_runs_scored_on_other_utterances_are_refused(tmp_path):
     a = write(tmp_path / "a", ["abcd", "abcde", "a", ""])
     b = write(tmp_path / "b", ["abcd", "abcde", "a"], REFERENCES[:3])
-    arguments = argparse.Namespace(split="test", ours=[a], baseline=[b])
+    arguments = argparse.Namespace(speakers=None, split="test", ours=[a], baseline=[b])
     with pytest.raises(ValueError, match="other utterances"):
         tool.main(arguments)
     arguments.split = "dev"
@@ -118,3 +120,27 @@ def test_references_of_other_length_are_refused(tmp_path):
     b = write(tmp_path / "b", ["abcd", "abcde", "a", ""], ["abcd", "abcdef", "a", ""])
     with pytest.raises(ValueError, match="utt-1 has 6 reference units .* 5 in .*words"):
         significance.compare_runs([a], [b], "test")
+
+
+def test_speakers_are_drawn_with_all_they_say(tmp_path):
+    """One of four speakers has all the difference: utterances seem surer than they are."""
+    references = ["abcd"] * 40
+    ours = write(tmp_path / "ours", ["abcd"] * 10 + ["abcx"] * 30, references)
+    baseline = write(tmp_path / "baseline", ["abxx"] * 10 + ["abcx"] * 30, references)
+    speakers = {f"utt-{i}": f"s{i // 10}" for i in range(40)}
+    runs = [ours], [baseline], "test"
+    by_utterance = significance.compare_runs(*runs)
+    by_speaker = significance.compare_runs(*runs, speakers=speakers)
+    assert by_speaker["difference"] == by_utterance["difference"] == -12.5
+    assert by_utterance["high"] < 0 == by_speaker["high"]
+    assert (by_speaker["speakers"], by_speaker["utterances"]) == (4, 40)
+    # A speaker for each utterance: the same thing.
+    each = {uid: uid for uid in speakers}
+    same = significance.compare_runs(*runs, speakers=each)
+    assert same["low"] == pytest.approx(by_utterance["low"], abs=1)
+    with pytest.raises(
+        ValueError, match="1 of 40 utterances have no speaker, first utt-7"
+    ):
+        significance.compare_runs(*runs, speakers={**speakers, "utt-7": ""})
+    with pytest.raises(ValueError, match="all utterances are of s0: nobody else"):
+        significance.compare_runs(*runs, speakers=dict.fromkeys(speakers, "s0"))
