@@ -3,9 +3,9 @@
 python tools/plot_curves.py results/AISHELL-1/cif/1986 --out curves.png
 python tools/plot_curves.py results/AISHELL-1/cif*/1986 --out curves.png
 
-Several runs are drawn over each other, and one that is still training may be among
-them. Solid lines are the validation set, dashed ones the training set. Losses are not
-weighted.
+Several runs are drawn over each other, under the part of their paths that tells them
+apart; one that is still training may be among them. Solid lines are the validation set,
+dashed ones the training set. Losses are not weighted.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from itertools import cycle
 from cif_lobes.settings.program import run_program
 
 PANELS = {  # figure in epochs.jsonl -> title and unit
-    "error_rate": "error rate (%)",
+    "error_rate": "{} (%)",
     "accuracy": "teacher-forced accuracy",
     "quantity_error": "quantity error (tokens per utterance)",
     "acd_accuracy": "contrastive accuracy",
@@ -25,6 +25,30 @@ PANELS = {  # figure in epochs.jsonl -> title and unit
 LOSS = "loss: {} (per token)"
 COLUMNS = 4
 STYLES = {"train": "--", "valid": "-"}
+STAGES = {"valid": "validation", "train": "training"}  # as the legend has them
+RATES = {"char": "CER", "word": "WER", "phone": "PER"}
+
+
+def short_names(folders):
+    """What tells run folders apart: their paths without what all have in common.
+
+    Arguments
+    ---------
+    folders : list of str
+
+    Returns
+    -------
+    list of str
+        Of one folder alone, its last two parts.
+    """
+    paths = [list(pathlib.Path(folder).parts) for folder in folders]
+    if len(paths) == 1:
+        return ["/".join(paths[0][-2:])]
+    for end in (0, -1):
+        while all(len(p) > 1 for p in paths) and len({p[end] for p in paths}) == 1:
+            for path in paths:
+                del path[end]
+    return ["/".join(path) for path in paths]
 
 
 def read_epochs(run):
@@ -55,7 +79,11 @@ def curves(epochs):
     for row in epochs:
         for stage in STYLES:
             figures = row[stage]
-            values = {PANELS[key]: v for key, v in figures.items() if key in PANELS}
+            values = {
+                PANELS[key].format(RATES.get(figures.get("unit"), "error rate")): v
+                for key, v in figures.items()
+                if key in PANELS
+            }
             for name, term in figures["losses"].items():
                 values[LOSS.format(name)] = term["value"]
             for title, value in values.items():
@@ -86,8 +114,11 @@ def plot(runs):
 
     found = {name: curves(epochs) for name, epochs in runs.items()}
     present = {title: None for points in found.values() for title, _ in points}
-    titles = [title for title in PANELS.values() if title in present]
-    titles[1:1] = [title for title in present if title not in titles]
+    # Error rates, losses, and what comes after both.
+    last = [title for title in PANELS.values() if title in present]
+    losses = [title for title in present if title.startswith("loss")]
+    rates = [title for title in present if title not in [*last, *losses]]
+    titles = rates + losses + last
     num_rows = -(-len(titles) // COLUMNS)
     figure = Figure((3.6 * COLUMNS, 2.6 * num_rows), dpi=120, layout="constrained")
     panels = figure.subplots(num_rows, COLUMNS, squeeze=False, sharex=True).flatten()
@@ -113,7 +144,13 @@ def plot(runs):
         Line2D([], [], color=colour, label=name)
         for name, colour in zip(found, cycle(COLOURS), strict=False)
     ]
-    figure.legend(handles=lines, loc="outside upper left", fontsize=9, frameon=False)
+    lines += [
+        Line2D([], [], color="grey", ls=STYLES[stage], label=label)
+        for stage, label in STAGES.items()
+    ]
+    figure.legend(
+        handles=lines, loc="outside upper left", ncols=6, fontsize=9, frameon=False
+    )
     return figure
 
 
@@ -125,7 +162,9 @@ def main():
     parser.add_argument("runs", nargs="+", help="output_folders of training runs")
     parser.add_argument("--out", default="curves.png", help="picture; png, pdf or svg")
     arguments = parser.parse_args()
-    plot({run: read_epochs(run) for run in arguments.runs}).savefig(arguments.out)
+    names = short_names(arguments.runs)
+    runs = {n: read_epochs(run) for n, run in zip(names, arguments.runs, strict=True)}
+    plot(runs).savefig(arguments.out)
     print(arguments.out)
 
 

@@ -89,13 +89,14 @@ def collect(arguments):
     """
     # Here, so that --help and a misspelt option need no torch.
     import report_data as read
+    from plot_curves import short_names
 
     folders = [pathlib.Path(run) for run in arguments.runs]
     twice = [str(f) for n, f in enumerate(folders) if f in folders[:n]]
     if twice:
         raise ValueError(f"{twice[0]} is given twice: name each run once")
     records = [read.read_record(folder) for folder in folders]
-    names = read.short_names(folders)
+    names = short_names(folders)
     notes, epochs = [], []
     for folder in folders:
         rows = read.attempt(notes, "curves", read.read_epochs, folder)

@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 from errors_by_frequency import CLASSES, by_class
-from results import UNITS
+from plot_curves import RATES
 
 from cif_lobes.data.manifest import read_rows
 from cif_lobes.decoding.alignments import read_alignments
@@ -82,34 +82,6 @@ def read_record(folder):
     return mapping(read_json(inside(folder, "run.json")))
 
 
-def short_names(folders):
-    """What tells run folders apart: their paths without what all have in common.
-
-    Arguments
-    ---------
-    folders : list of str
-
-    Returns
-    -------
-    list of str
-
-    Example
-    -------
-    >>> short_names(["results/x/cif/1986", "results/x/cif_acd/1986"])
-    ['cif', 'cif_acd']
-    >>> short_names(["results/x/cif/1986"])
-    ['cif/1986']
-    """
-    paths = [list(pathlib.Path(folder).parts) for folder in folders]
-    if len(paths) == 1:
-        return ["/".join(paths[0][-2:])]
-    for end in (0, -1):
-        while all(len(p) > 1 for p in paths) and len({p[end] for p in paths}) == 1:
-            for path in paths:
-                del path[end]
-    return ["/".join(path) for path in paths]
-
-
 def describe_run(folder, record, name):
     """A run's facts and its figures of every scored set."""
     results = {
@@ -147,7 +119,7 @@ def result(key, figures):
 def unit_name(figures):
     """CER, WER or PER; empty if the figures do not say."""
     unit = figures.get("unit")
-    return UNITS.get(unit, "") if isinstance(unit, str) else ""
+    return RATES.get(unit, "") if isinstance(unit, str) else ""
 
 
 # --- curves ---

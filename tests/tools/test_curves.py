@@ -25,7 +25,7 @@ def epoch(number, **train):
         "epoch": number,
         "learning_rate": 1e-3,
         "train": {"losses": losses, **train},
-        "valid": {"losses": {"ce": term}, "error_rate": 90.0 - number},
+        "valid": {"losses": {"ce": term}, "error_rate": 90.0 - number, "unit": "char"},
     }
 
 
@@ -39,13 +39,13 @@ def test_each_figure_has_a_panel(tool):
     runs = {"run": [epoch(1, acd_accuracy=0.25), epoch(2, acd_accuracy=0.75)]}
     lines = drawn(tool.plot(runs))
     assert list(lines) == [
-        "error rate (%)",
+        "CER (%)",
         "loss: ce (per token)",
         "loss: acd (per token)",
         "contrastive accuracy",
         "learning rate",
     ]
-    (rate,) = lines["error rate (%)"]
+    (rate,) = lines["CER (%)"]
     assert rate.get_xydata().tolist() == [[1, 89.0], [2, 88.0]]
     (accuracy,) = lines["contrastive accuracy"]
     assert accuracy.get_ydata().tolist() == [0.25, 0.75]
@@ -61,11 +61,16 @@ def test_runs_over_each_other(tool):
         del row["train"]["losses"]["acd"]
     figure = tool.plot(runs)
     lines = drawn(figure)
-    assert [len(line.get_xdata()) for line in lines["error rate (%)"]] == [1, 3]
+    assert [len(line.get_xdata()) for line in lines["CER (%)"]] == [1, 3]
     assert len(lines["loss: acd (per token)"]) == 1
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["short", "long"]
-    colours = [line.get_color() for line in legend.get_lines()]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("short", "long"),
+        *("validation", "training"),
+    ]
+    *colours, solid, dashed = [line.get_color() for line in legend.get_lines()]
+    assert solid == dashed not in colours
+    assert [line.get_linestyle() for line in legend.get_lines()[2:]] == ["-", "--"]
     assert [line.get_color() for line in lines["learning rate"]] == colours
     assert len({*colours}) == 2
 
@@ -80,11 +85,20 @@ def test_recorded_runs(tool, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{path}\n"
     assert path.stat().st_size > 20_000
     lines = drawn(tool.plot({run: tool.read_epochs(run) for run in RUNS}))
-    assert len(lines) == 7
-    for run, line in zip(RUNS, lines["error rate (%)"], strict=True):
+    assert len(lines) == 8, "one counts characters, the other words"
+    for run, rate in zip(RUNS, ("CER (%)", "WER (%)"), strict=True):
+        (line,) = lines[rate]
         rows = (run / "epochs.jsonl").read_text().splitlines()
         rates = [json.loads(row)["valid"]["error_rate"] for row in rows]
         assert line.get_ydata().tolist() == rates
+
+
+def test_runs_have_short_names(tool):
+    names = tool.short_names(["results/x/cif/1986", "results/x/cif_acd/1986"])
+    assert names == ["cif", "cif_acd"]
+    assert tool.short_names(["a/cif/1", "a/cif/2"]) == ["1", "2"]
+    assert tool.short_names(["a/cif/1", "b/acd/2"]) == ["a/cif/1", "b/acd/2"]
+    assert tool.short_names(["results/x/cif/1986"]) == ["cif/1986"]
 
 
 def test_no_run(tool, tmp_path):
