@@ -72,7 +72,7 @@ LIGHT = {
     "cache.checks": {"torch", "h5py"},
     "cache.reader": {"torch", "h5py"},
 }
-TRANSFORMERS = {"teachers.text", "teachers.speech", "decoding.rescoring"}
+TRANSFORMERS = {"teachers.text", "nets.pretrained", "decoding.rescoring"}
 
 
 def room_of(path):
