@@ -8,6 +8,7 @@ from importlib.metadata import version
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
+from cif_lobes.cache import ears as ears_cache
 from cif_lobes.cache import posteriors as ensemble_extraction
 from cif_lobes.cache import speech_states as speech_cache
 from cif_lobes.cache.build import (
@@ -52,6 +53,9 @@ def run(verb, hparams_file, run_opts, overrides):
     check_device(hparams["device"])
     if "teachers" in hparams:
         ensemble_extraction.run(verb, hparams)
+        return
+    if "ears" in hparams:
+        ears_cache.run(verb, hparams)
         return
     if "layers" in hparams:
         speech_cache.run(verb, hparams)

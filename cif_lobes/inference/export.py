@@ -1,7 +1,8 @@
 """A trained run as a recogniser: the network and its parameters, nothing of training.
 
 An exported folder is complete and can be moved: hyperparams.yaml (the network),
-model.ckpt (its parameters, averaged over checkpoints), tokenizer.ckpt (the vocabulary).
+model.ckpt (its parameters, averaged over checkpoints), tokenizer.ckpt (the vocabulary),
+and of pretrained ears, ears/ (the encoder).
 SpeechBrain's own interface loads it, from a folder or from the hub::
 
     EncoderDecoderASR.from_hparams(source=folder).transcribe_file("speech.wav")
@@ -21,6 +22,7 @@ from ruamel.yaml.comments import TaggedScalar
 from speechbrain.dataio.dataio import length_to_mask
 
 from cif_lobes.devices.precision import full_float32
+from cif_lobes.nets.kept_ears import export_ears, open_ears
 from cif_lobes.settings.safe_yaml import build, inside, read_settings
 from cif_lobes.storage.atomic_files import new_folder
 from cif_lobes.storage.checkpoints import load_parameters
@@ -263,6 +265,7 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
     with new_folder(out_folder) as folder:
         torch.save(parameters, folder / PARAMETERS)
         shutil.copyfile(vocabulary, folder / VOCABULARY)
+        export_ears(run_folder, folder)
         (folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
 
 
@@ -285,6 +288,7 @@ def open_run(folder, overrides=None, average=None, num_checkpoints=None):
     """
     settings, parameters, vocabulary = read_run(folder, average, num_checkpoints)
     hparams = build(settings, overrides)
+    open_ears(hparams["features"], folder)
     hparams["model"].load_state_dict(parameters)
     hparams["tokenizer"].path = vocabulary
     return hparams
@@ -307,6 +311,7 @@ def open_export(folder, overrides=None):
             f"python evaluate.py export RUN {folder}"
         )
     hparams = build(folder / "hyperparams.yaml", overrides)
+    open_ears(hparams["features"], folder)
     hparams["model"].load_state_dict(load_parameters(folder / PARAMETERS))
     hparams["tokenizer"].path = inside(folder, VOCABULARY)
     return hparams

@@ -25,6 +25,7 @@ CLASSES = frozenset(
     cif_lobes.cif.CIF
     cif_lobes.nets.ctc_attention.CRDNNEncoder
     cif_lobes.nets.decoder.CIFDecoder
+    cif_lobes.nets.ears.PretrainedEars
     cif_lobes.nets.encoder.ConformerEncoder
     cif_lobes.inference.export.FireDecoder
     cif_lobes.inference.export.FireEncoder
