@@ -29,7 +29,7 @@ def main(argv):
     arguments = parse(argv, recipe / "hparams" / "extract_bert.yaml", __doc__)
 
     # Heavy, so not before the arguments are known to be good.
-    from cif_lobes.cache import text_states as extraction
+    from cif_lobes.cache import extraction
 
     extraction.run(verb, *arguments)
 

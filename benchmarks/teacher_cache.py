@@ -25,9 +25,8 @@ import torch
 import transformers
 
 from cif_lobes.cache.reader import TeacherCache
-from cif_lobes.cache.text_states import encode
 from cif_lobes.cache.writer import CacheWriter
-from cif_lobes.teachers.text import TextTeacher
+from cif_lobes.teachers.text import TextTeacher, token_batches
 
 CHARACTERS = [chr(0x4E00 + i) for i in range(4230)]
 BATCH = 256  # sentences, in the authors' code
@@ -95,7 +94,8 @@ def build_cache(teacher, texts, path, batch_tokens):
     lengths = {a.text: len(a.ranges) for a in aligned}
     width = teacher.state_shape
     with CacheWriter(path, lengths, texts, width, "float16", {}) as writer:
-        encode(teacher, aligned, writer, batch_tokens)
+        for batch in token_batches(aligned, batch_tokens):
+            writer.append(teacher(batch), len(batch))
         writer.finish()
 
 

@@ -21,13 +21,10 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cif_lobes.runs import cif as experiment
+from cif_lobes.runs import cif, ctc_attention, fithubert
 from cif_lobes.settings.yaml_settings import yaml_settings
-from cif_lobes.storage.parameters import TEACHERS
 from cif_lobes.teachers.speech import SpeechTeacher
-from cif_lobes.training import ctc_attention as ctc_attention_brain
-from cif_lobes.training import fithubert as fithubert_brain
-from cif_lobes.training.distillation import TeacherHead
+from cif_lobes.training.distillation import add_losses
 from cif_lobes.training.ledger import Ledger
 
 WIDTH = 768  # of a BERT-base's states
@@ -39,15 +36,13 @@ def make_brain(path, precision, folder):
     with open(path, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, {**values, "output_folder": folder})
     options = {"device": "cpu", "precision": precision}
-    if "teacher_layers" in hparams:
-        hparams["teacher_mean"] = torch.zeros(WIDTH)
-        for name in TEACHERS:
-            hparams["modules"][name] = TeacherHead(hparams["d_model"], (WIDTH,))
+    if "distillation" in hparams:
+        add_losses(hparams, (WIDTH,), torch.zeros(WIDTH))
     if "student" in hparams["modules"]:
         teacher = SpeechTeacher({"model_type": "hubert"})
-        return fithubert_brain.make_brain(hparams, options, teacher)
-    module = experiment if "cif" in hparams["modules"] else ctc_attention_brain
-    return module.make_brain(hparams, options)
+        return fithubert.make_brain(hparams, options, teacher)
+    run = cif if "cif" in hparams["modules"] else ctc_attention
+    return run.make_brain(hparams, options)
 
 
 def make_batch(brain, count, seconds, tokens):

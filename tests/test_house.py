@@ -72,7 +72,12 @@ LIGHT = {
     "cache.checks": {"torch", "h5py"},
     "cache.reader": {"torch", "h5py"},
 }
-TRANSFORMERS = {"teachers.text", "nets.pretrained", "decoding.rescoring"}
+TRANSFORMERS = {
+    "teachers.text",
+    "nets.pretrained",
+    "decoding.rescoring",
+    "nets.speech_llm",
+}
 
 
 def room_of(path):

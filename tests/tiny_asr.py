@@ -4,7 +4,7 @@ import torch
 from conftest import ROOT
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from cif_lobes.training.distillation import used_modules
+from cif_lobes.runs.stages import used_modules
 
 YAML = ROOT / "recipes/MiniSpeech/hparams/ctc_attention.yaml"
 KD_YAML = ROOT / "recipes/MiniSpeech/hparams/ctc_attention_kd.yaml"

@@ -42,10 +42,10 @@ def main(arguments):
 
     torch.manual_seed(0)  # what --untrained and the negatives of ACD are drawn from
     # The heads' first updates are not what is asked for.
-    _, hparams = load_run(arguments.run, {"distil_after": 0})
+    _, hparams = load_run(arguments.run, {"distil_after": 0}, teacher=True)
     manifest = manifest_paths(hparams)["train"]
     cache = add_teacher(hparams, manifest)
-    brain = make_brain(hparams, {"device": "cpu"})  # with the teacher's heads
+    brain = make_brain(hparams, {"device": "cpu"})  # with the losses' heads
     if not arguments.untrained:
         brain.on_evaluate_start()
     data = make_dataset(manifest, hparams["tokenizer"], hparams["sample_rate"], cache)
@@ -83,7 +83,7 @@ def measure(brain, batch):
     norms = {}
     for name, (_, loss) in losses.items():
         norms[name] = {}
-        for module, network in brain.modules.items():
+        for module, network in named_modules(brain):
             parameters = [p for p in network.parameters() if p.requires_grad]
             if not parameters:
                 continue
@@ -93,6 +93,15 @@ def measure(brain, batch):
             squares = [g.square().sum() for g in gradients if g is not None]
             norms[name][module] = float(sum(squares)) ** 0.5
     return norms, {name: weight for name, (weight, _) in losses.items()}
+
+
+def named_modules(brain):
+    """Modules of a network, and the head of each distillation loss, by name."""
+    for name, module in brain.modules.items():
+        if name == "distillation":
+            yield from ((f"{loss}_head", m) for loss, m in module.items())
+        else:
+            yield name, module
 
 
 def table(norms, weights, count):

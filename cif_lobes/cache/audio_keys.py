@@ -52,6 +52,11 @@ def audio_keys(utterances, memory):
     return keys
 
 
+def memory_of(cache):
+    """Where the hashes of a cache's recordings are remembered."""
+    return f"{cache}.audio.json"
+
+
 def _hash(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,12 +1,178 @@
-"""What every build of a teacher cache does, whatever the teacher."""
+"""Build, inspect and verify a teacher cache, whatever the teacher; see the package."""
 
 import contextlib
 import math
 import os
+import random
 import sys
+import time
+from importlib.metadata import version
 
-from cif_lobes.cache.reader import TeacherCache
+import torch
+from tqdm import tqdm
+
+from cif_lobes.cache.reader import DTYPES, TeacherCache
+from cif_lobes.cache.writer import CacheWriter
 from cif_lobes.settings.program import this_command
+
+
+class TeacherStates:
+    """A kind of teacher, and what it is asked; a subclass keeps what the package says.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml: cache, dtype, overwrite, and what the kind needs.
+    """
+
+    tolerance = (
+        0.01  # of a state's length: bfloat16 moves it by 0.2 %, and batches by less
+    )
+    sample = 20  # utterances computed again by verify
+    unit, row = "utterances", "frames"  # what a key is, and what has a state, in words
+    measured, scale = "a state", " of its length"  # what verify compares, in words
+    parts = None  # names of the parts that the states of a key fall into
+
+    def __init__(self, hparams):
+        self.hparams = hparams
+
+    def announce(self, rows):
+        """Before the first state is computed of `plan`'s rows: how much it will be."""
+
+    def check(self, cache):
+        """Refuse a cache of another teacher, other settings or other utterances."""
+        cache.check(self.keys, **self.identity)
+
+    def lay(self, answer):
+        """What the cache keeps of an answer: states [rows, ...]."""
+        return answer
+
+    def difference(self, cache, utt_id, answer):
+        """How far the cache is from an answer."""
+        return relative_error(cache[utt_id].float(), answer.cpu())
+
+    def report(self, rows, seconds):
+        """What is said of a finished cache."""
+        path = self.hparams["cache"]
+        return f"{path}: {len(self.keys):,} utterances, {seconds:.0f} s"
+
+    def gigabytes(self, rows):
+        """Of the states of so many rows."""
+        number = DTYPES[self.hparams["dtype"]][0].itemsize
+        return count_rows(rows) * math.prod(self.shape) * number / 1e9
+
+
+def build(states):
+    """Make the cache unless it is there; go on with one that was interrupted.
+
+    Arguments
+    ---------
+    states : TeacherStates
+
+    Raises
+    ------
+    ValueError
+        If the cache is there and is another, or the teacher or an utterance is unfit.
+    OSError
+        If the disk is too small.
+    """
+    path, overwrite = states.hparams["cache"], states.hparams["overwrite"]
+    states.load()
+    if is_up_to_date(path, states.keys, states.identity, overwrite):
+        return
+    rows = states.plan({key: i for i, key in reversed(states.keys.items())})
+    states.announce(rows)
+    started = time.monotonic()
+    with CacheWriter(
+        path,
+        rows,
+        states.keys,
+        states.shape,
+        states.hparams["dtype"],
+        states.identity,
+        {**states.notes, "command": build_command()},
+        overwrite,
+        states.parts,
+    ) as writer:
+        with resumable(writer, len(rows), states.unit):
+            write(states, rows, writer)
+        writer.finish()
+    print(states.report(rows, time.monotonic() - started))
+
+
+def write(states, rows, writer):
+    """Write the states of all keys that the writer does not have yet.
+
+    Arguments
+    ---------
+    states : TeacherStates
+        Loaded.
+    rows : dict of str to int or tuple of int
+        From its `plan`, the keys of the writer.
+    writer : CacheWriter
+        Not finished.
+    """
+    keys = list(rows)
+    done = count_rows({key: rows[key] for key in keys[: writer.committed]})
+    with tqdm(
+        total=count_rows(rows),
+        initial=done,
+        unit=f" {states.row}",
+        unit_scale=True,
+        disable=None,
+    ) as bar:
+        for answers in states.answers(keys[writer.committed :]):
+            laid = torch.cat([states.lay(answer) for answer in answers])
+            writer.append(laid, len(answers))
+            bar.update(len(laid))
+
+
+def inspect(states):
+    """Print what a cache holds; the teacher is not loaded."""
+    cache = TeacherCache(states.hparams["cache"])
+    print("\n".join(states.describe(cache)))
+
+
+def verify(states):
+    """Check a cache against manifests and settings, and a sample against the teacher.
+
+    Raises
+    ------
+    ValueError
+        With all that does not fit.
+    """
+    cache = TeacherCache(states.hparams["cache"])
+    states.load()
+    states.check(cache)
+    sample = random.sample(list(states.keys), min(states.sample, len(states.keys)))
+    utterance_of = {states.keys[utt_id]: utt_id for utt_id in sample}
+    keys = list(states.plan(utterance_of))
+    answers = (a for batch in states.answers(keys) for a in batch)
+    differences = (
+        (utterance_of[key], states.difference(cache, utterance_of[key], answer))
+        for key, answer in zip(keys, answers, strict=True)
+    )
+    check_sample(
+        cache,
+        len(states.keys),
+        differences,
+        states.tolerance,
+        states.measured,
+        states.scale,
+    )
+
+
+VERBS = {"build": build, "inspect": inspect, "verify": verify}
+
+
+def count_rows(rows):
+    """States of all keys of a plan."""
+    return sum(sum(n) if isinstance(n, tuple) else n for n in rows.values())
+
+
+def versions_of(*packages):
+    """For a cache's notes."""
+    return ", ".join(f"{name} {version(name)}" for name in packages)
 
 
 def build_command():

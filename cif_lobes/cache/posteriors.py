@@ -1,101 +1,127 @@
-"""What extract_teacher.py does with a list of recognisers: their posteriors, cached."""
+"""Posteriors of an ensemble of recognisers in a teacher cache; its parts are `ensemble`'s."""
 
 import math
 import os
-import random
-import time
-from importlib.metadata import version
 
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from cif_lobes.cache.build import (
-    build_command,
-    check_sample,
-    is_up_to_date,
-    resumable,
-)
+from cif_lobes.cache.build import TeacherStates, versions_of
 from cif_lobes.cache.ensemble import PARTS, expand, truncate, utterance_keys
 from cif_lobes.cache.reader import DTYPES, TeacherCache
-from cif_lobes.cache.writer import CacheWriter
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.losses.multi_teacher import greedy_labels
 from cif_lobes.teachers.recognizers import read_teachers
 
-SAMPLE = 20  # utterances computed again by verify
-# Of a probability. float16 moves one by 0.4 % at most, another teacher by far more.
-TOLERANCE = 0.01
 
+class Posteriors(TeacherStates):
+    """Trained recognisers hear the recordings; a key is one with its transcript.
 
-def run(verb, hparams):
-    """Build, inspect or verify the cache of an ensemble's yaml.
-
-    Arguments
-    ---------
-    verb : str
-        "build", "inspect" or "verify".
-    hparams : dict
-        The loaded yaml: manifest, teachers, cache, overwrite, top_n, dtype,
-        batch_seconds, device, sample_rate, error_unit, tokenizer.
-    """
-    utterances = {u.id: u for u in read_manifest(hparams["manifest"])}
-    hparams["tokenizer"].fit(u.wrd for u in utterances.values())
-    keys = utterance_keys(utterances.values(), hparams["tokenizer"])
-    {"build": build, "inspect": inspect, "verify": verify}[verb](
-        hparams, utterances, keys
-    )
-
-
-def build(hparams, utterances, keys):
-    """Make the cache unless it is there; go on with one that was interrupted.
+    Verified are probabilities: float16 moves one by 0.4 % at most, another teacher by far
+    more.
 
     Arguments
     ---------
     hparams : dict
-        The loaded yaml.
-    utterances : dict of str to cif_lobes.data.manifest.Utterance
-        By id.
-    keys : dict of str to str
-        From `utterance_keys`.
+        The loaded yaml: manifest, teachers, top_n, batch_seconds, device, sample_rate,
+        error_unit, tokenizer.
     """
-    path, top_n = hparams["cache"], hparams["top_n"]
-    _check_top_n(hparams)
-    teachers = read_teachers(hparams["teachers"], hparams["device"])
-    identity = _identity(teachers, hparams)
-    if is_up_to_date(path, keys, identity, hparams["overwrite"]):
-        return
-    # Like lengths together; equal ones by id.
-    order = sorted(utterances, key=lambda i: (-utterances[i].duration, i))
-    rows = {keys[i]: _rows(utterances[i], teachers, hparams) for i in order}
-    shape = (len(teachers), 2 * top_n or teachers[0].vocab_size)
-    states, number = sum(map(sum, rows.values())), torch.empty(0, dtype=_dtype(hparams))
-    print(
-        f"{path}: {len(keys):,} utterances, {len(teachers)} teachers, "
-        f"{states * math.prod(shape) * number.itemsize / 1e6:,.1f} MB",
-        flush=True,
-    )
-    notes = {
-        "teacher": [t.path for t in teachers],
-        "versions": ", ".join(f"{n} {version(n)}" for n in ("torch", "h5py")),
-        "command": build_command(),
-    }
-    started = time.monotonic()
-    arguments = (rows, keys, shape, hparams["dtype"], identity, notes)
-    with CacheWriter(
-        path, *arguments, hparams["overwrite"], parts=list(PARTS)
-    ) as writer:
-        with resumable(writer, len(keys), "utterances"):
-            for batch in _batches(hparams, order[writer.committed :]):
-                parts = posteriors(teachers, batch, hparams)
-                writer.append(torch.cat([_lay(*p, top_n) for p in parts]), len(parts))
-        writer.finish()
-    print(f"{path}: {time.monotonic() - started:.0f} s")
-    print("\n".join(describe(TeacherCache(path))))
+
+    measured, scale = "a probability", ""
+    row, parts = "rows", list(PARTS)
+
+    def __init__(self, hparams):
+        super().__init__(hparams)
+        self.tokenizer, self.top_n = hparams["tokenizer"], hparams["top_n"]
+        self.utterances = {u.id: u for u in read_manifest(hparams["manifest"])}
+        self.tokenizer.fit(u.wrd for u in self.utterances.values())
+        self.keys = utterance_keys(self.utterances.values(), self.tokenizer)
+
+    def load(self):
+        """Read the recognisers; refuse what cannot be kept side by side."""
+        hparams, tokenizer = self.hparams, self.tokenizer
+        _check_top_n(hparams)
+        teachers = self.teachers = read_teachers(hparams["teachers"], hparams["device"])
+        _check_pairs(teachers, tokenizer)
+        self.shape = (len(teachers), 2 * self.top_n or teachers[0].vocab_size)
+        self.identity = {
+            "teacher_weights": [t.weights_hash for t in teachers],
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "text_normalization": tokenizer.language,
+            "vocab_size": tokenizer.vocab_size,
+            "error_unit": hparams["error_unit"],
+            "top_n": self.top_n,
+            "dtype": hparams["dtype"],
+        }
+        self.notes = {
+            "teacher": [t.path for t in teachers],
+            "versions": versions_of("torch", "h5py"),
+        }
+
+    def plan(self, utterance_of):
+        """Utterances, the longest first; equal ones by id: rows of each part."""
+        self.utterance_of = utterance_of
+        order = sorted((-self.utterances[i].duration, i) for i in utterance_of.values())
+        return {self.keys[i]: self._rows(self.utterances[i]) for _, i in order}
+
+    def _rows(self, utterance):
+        # A resampled recording has its last sample rounded up; durations have 1e-6 s.
+        rate = self.hparams["sample_rate"]
+        samples = math.ceil(utterance.duration * rate - 0.1)
+        tokens = self.tokenizer.encode(utterance.wrd)
+        return _frames(self.teachers[0], samples), len(tokens) + 1, 1
+
+    def announce(self, rows):
+        """How large the file will be."""
+        print(
+            f"{self.hparams['cache']}: {len(self.keys):,} utterances, "
+            f"{len(self.teachers)} teachers, {self.gigabytes(rows) * 1e3:,.1f} MB",
+            flush=True,
+        )
+
+    def answers(self, keys):
+        """Batches of utterances: see `posteriors`."""
+        for batch in _batches(self.hparams, [self.utterance_of[key] for key in keys]):
+            yield posteriors(self.teachers, batch, self.hparams)
+
+    def lay(self, answer):
+        """Rows of an utterance as the cache has them."""
+        ctc, seq, errors = answer
+        ctc, seq = truncate(ctc, self.top_n), truncate(seq, self.top_n)
+        row = torch.zeros_like(seq[:1])
+        row[0, :, :2] = errors
+        return torch.cat([ctc, seq, row])
+
+    def difference(self, cache, utt_id, answer):
+        """The largest of a probability that was kept."""
+        stored = list(cache.parts(utt_id).values())[:2]
+        largest = [
+            self._largest(*pair) for pair in zip(answer[:2], stored, strict=True)
+        ]
+        return torch.stack(largest).max().item()  # of which one may be no number
+
+    def _largest(self, ours, stored):
+        stored = expand(stored.float(), self.top_n, self.teachers[0].vocab_size)
+        known = stored.isfinite()
+        return (ours.exp() - stored.exp())[known].abs().max()
+
+    def report(self, rows, seconds):
+        """Time, and what the cache holds."""
+        path = self.hparams["cache"]
+        return "\n".join([f"{path}: {seconds:.0f} s", *describe(TeacherCache(path))])
+
+    def describe(self, cache):
+        """See `describe`, and what does not fit."""
+        problems = cache.problems(
+            self.keys,
+            tokenizer_fingerprint=self.tokenizer.fingerprint,
+            text_normalization=self.tokenizer.language,
+        )
+        return [*describe(cache), *(f"  PROBLEM {p}" for p in problems)]
 
 
 def posteriors(teachers, batch, hparams):
@@ -191,59 +217,8 @@ def describe(cache):
     return lines
 
 
-def inspect(hparams, utterances, keys):
-    """Print what a cache holds; the teachers are not loaded."""
-    cache = TeacherCache(hparams["cache"])
-    tokenizer = hparams["tokenizer"]
-    problems = cache.problems(
-        keys,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        text_normalization=tokenizer.language,
-    )
-    print("\n".join([*describe(cache), *(f"  PROBLEM {p}" for p in problems)]))
-
-
-def verify(hparams, utterances, keys):
-    """Check a cache against manifest and settings, and a sample against the teachers.
-
-    Raises
-    ------
-    ValueError
-        With all that does not fit.
-    """
-    cache = TeacherCache(hparams["cache"])
-    teachers = read_teachers(hparams["teachers"], hparams["device"])
-    cache.check(keys, **_identity(teachers, hparams))
-    sample = random.sample(list(utterances), min(SAMPLE, len(utterances)))
-    check_sample(
-        cache,
-        len(keys),
-        _compute_again(cache, teachers, sample, hparams),
-        TOLERANCE,
-        "a probability",
-    )
-
-
-def _compute_again(cache, teachers, sample, hparams):
-    """Utterance and largest difference of a probability, for each of the sample."""
-    for batch in _batches(hparams, sample):
-        results = posteriors(teachers, batch, hparams)
-        for utt_id, parts in zip(batch.id, results, strict=True):
-            errors = []
-            for ours, stored in zip(
-                parts[:2], cache.parts(utt_id).values(), strict=False
-            ):
-                stored = expand(
-                    stored.float(), hparams["top_n"], teachers[0].vocab_size
-                )
-                known = stored.isfinite()
-                errors.append((ours.exp() - stored.exp())[known].abs().max())
-            yield utt_id, torch.stack(errors).max().item()
-
-
-def _identity(teachers, hparams):
-    """Attributes that decide the posteriors; teachers that cannot be paired fail."""
-    tokenizer = hparams["tokenizer"]
+def _check_pairs(teachers, tokenizer):
+    """Refuse teachers whose classes or frames are not one another's."""
     for teacher in teachers:
         for what, theirs, ours in (
             ("tokenizer", teacher.tokenizer.fingerprint, tokenizer.fingerprint),
@@ -256,15 +231,6 @@ def _identity(teachers, hparams):
                     "or as the first teacher's: their classes or frames cannot be "
                     "paired. Train it with this manifest_folder and time_pooling_size"
                 )
-    return {
-        "teacher_weights": [t.weights_hash for t in teachers],
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "text_normalization": tokenizer.language,
-        "vocab_size": tokenizer.vocab_size,
-        "error_unit": hparams["error_unit"],
-        "top_n": hparams["top_n"],
-        "dtype": hparams["dtype"],
-    }
 
 
 def _check_top_n(hparams):
@@ -279,28 +245,12 @@ def _check_top_n(hparams):
         )
 
 
-def _rows(utterance, teachers, hparams):
-    """Rows of each part of an utterance."""
-    # A resampled recording has its last sample rounded up; durations have 1e-6 s.
-    samples = math.ceil(utterance.duration * hparams["sample_rate"] - 0.1)
-    tokens = hparams["tokenizer"].encode(utterance.wrd)
-    return _frames(teachers[0], samples), len(tokens) + 1, 1
-
-
 def _frames(teacher, samples):
     return int(teacher.output_lengths(torch.tensor(samples)))
 
 
 def _dtype(hparams):
     return DTYPES[hparams["dtype"]][0]
-
-
-def _lay(ctc, seq, errors, top_n):
-    """Rows of an utterance as the cache has them."""
-    ctc, seq = truncate(ctc, top_n), truncate(seq, top_n)
-    row = torch.zeros_like(seq[:1])
-    row[0, :, :2] = errors
-    return torch.cat([ctc, seq, row])
 
 
 def _batches(hparams, ids):
@@ -316,9 +266,8 @@ def _batches(hparams, ids):
             batches.append([])
             longest = duration
         batches[-1].append(index)
-    loader = DataLoader(
+    return DataLoader(
         FilteredSortedDynamicItemDataset(data, ids),
         batch_sampler=batches,
         collate_fn=PaddedBatch,
     )
-    return tqdm(loader, unit=" batches", disable=None)

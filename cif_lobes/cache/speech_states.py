@@ -6,155 +6,111 @@ belongs to whole, unchanged waveforms, which are what `training.fithubert` train
 """
 
 import os
-import random
-import time
 
 import soundfile
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
-from cif_lobes.cache.build import (
-    build_command,
-    check_sample,
-    is_up_to_date,
-    relative_error,
-    resumable,
-)
-from cif_lobes.cache.reader import DTYPES, TeacherCache
-from cif_lobes.cache.writer import CacheWriter
+from cif_lobes.cache.audio_keys import audio_keys, memory_of
+from cif_lobes.cache.build import TeacherStates, count_rows
+from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
-from cif_lobes.nets.fithubert import num_frames
 from cif_lobes.teachers.speech import SpeechTeacher
 
-SAMPLE = 20  # utterances computed again by verify
-# Of a state's length. bfloat16 moves it by 0.2 %, and larger batches by less.
-TOLERANCE = 0.01
 
-
-def run(verb, hparams):
-    """Build, inspect or verify the cache of a speech teacher's yaml.
-
-    Arguments
-    ---------
-    verb : str
-        "build", "inspect" or "verify".
-    hparams : dict
-        The loaded yaml, see `build`.
-    """
-    {"build": build, "inspect": inspect, "verify": verify}[verb](hparams)
-
-
-def build(hparams):
-    """Make the cache unless it is there; go on with one that was interrupted.
+class SpeechStates(TeacherStates):
+    """A speech encoder hears the recordings; a key is a recording's hash.
 
     Arguments
     ---------
     hparams : dict
-        The loaded yaml: teacher, layers, cache, manifests, sample_rate, dtype,
-        batch_seconds, device, overwrite.
-
-    Raises
-    ------
-    ValueError
-        If the teacher lacks a layer, or the cache is there and is another.
-    OSError
-        If the disk is too small.
+        The loaded yaml: manifests, teacher, layers, sample_rate, batch_seconds, device.
     """
-    path, layers = hparams["cache"], sorted(hparams["layers"])
-    teacher = SpeechTeacher(hparams["teacher"])
-    outside = [n for n in layers if not 1 <= n <= teacher.num_layers]
-    if outside:
-        raise ValueError(
-            f"layers: {outside[0]} is none of the teacher's, 1 to {teacher.num_layers}"
+
+    setting = "layers"
+
+    def __init__(self, hparams):
+        super().__init__(hparams)
+        self.layers = sorted(hparams[self.setting])
+        found = {u.id: u for m in hparams["manifests"] for u in read_manifest(m)}
+        # Those of like durations side by side, for batches with little padding.
+        utterances = sorted(found.values(), key=lambda u: (-u.duration, u.id))
+        self.keys = audio_keys(utterances, memory_of(hparams["cache"]))
+        self.utterances = {self.keys[u.id]: u for u in utterances}
+
+    def load(self):
+        """Read the encoder; refuse layers that it does not have."""
+        teacher = self.teacher = SpeechTeacher(self.hparams["teacher"])
+        outside = [n for n in self.layers if not 1 <= n <= teacher.num_layers]
+        if outside:
+            raise ValueError(
+                f"layers: {outside[0]} is none of the teacher's, 1 to "
+                f"{teacher.num_layers}"
+            )
+        self.shape = (len(self.layers), teacher.width)
+        self.identity = {
+            "teacher_weights": teacher.weights_hash,
+            "layers": self.layers,
+            "dtype": self.hparams["dtype"],
+        }
+        self.notes = {"teacher": str(self.hparams["teacher"])}
+
+    def plan(self, utterance_of):
+        """Utterances, the longest first: frames of each."""
+        rate, teacher = self.hparams["sample_rate"], self.teacher
+        return {
+            key: _count_frames(utterance, rate, teacher)
+            for key, utterance in self.utterances.items()
+            if key in utterance_of
+        }
+
+    def announce(self, rows):
+        """How large the file will be."""
+        print(
+            f"{self.hparams['cache']}: {count_rows(rows):,} frames, layers {self.layers}: "
+            f"{self.gigabytes(rows):.2f} GB",
+            flush=True,
         )
-    # Those of like durations side by side, for batches with little padding.
-    utterances = sorted(_utterances(hparams), key=lambda u: (-u.duration, u.id))
-    keys = {u.id: _key(u) for u in utterances}
-    identity = {
-        "teacher_weights": teacher.weights_hash,
-        "layers": layers,
-        "dtype": hparams["dtype"],
-    }
-    if is_up_to_date(path, keys, identity, hparams["overwrite"]):
-        return
-    frames = {
-        keys[u.id]: _count_frames(u, hparams["sample_rate"], teacher)
-        for u in utterances
-    }
-    total, state = sum(frames.values()), len(layers) * teacher.width
-    size = total * state * DTYPES[hparams["dtype"]][0].itemsize
-    print(f"{path}: {total:,} frames, layers {layers}: {size / 1e9:.2f} GB", flush=True)
-    with CacheWriter(
-        path,
-        frames,
-        keys,
-        (len(layers), teacher.width),
-        hparams["dtype"],
-        identity,
-        {
-            "teacher": str(hparams["teacher"]),
-            "command": build_command(),
-        },
-        hparams["overwrite"],
-    ) as writer:
-        started = time.monotonic()
-        with resumable(writer, len(keys), "utterances"):
-            left = utterances[writer.committed :]
-            with tqdm(
-                total=sum(u.duration for u in left), unit=" s", disable=None
-            ) as bar:
-                for batch, states in _encode(teacher, layers, left, hparams):
-                    writer.append(torch.cat(states), len(batch))
-                    bar.update(sum(u.duration for u in batch))
-        writer.finish()
-    print(f"{path}: {len(keys):,} utterances, {time.monotonic() - started:.0f} s")
 
+    def answers(self, keys):
+        """Batches of utterances: states [T, L, H] of each."""
+        device, rate = self.hparams["device"], self.hparams["sample_rate"]
+        teacher, left = self.teacher.to(device), [self.utterances[key] for key in keys]
+        while left:
+            # The longest comes first, so this many fit, padding included.
+            count = max(1, int(self.hparams["batch_seconds"] / left[0].duration))
+            batch, left = left[:count], left[count:]
+            signals = [read_utterance(u, rate) for u in batch]
+            states, x_lengths = teacher(
+                pad_sequence(signals, batch_first=True).to(device),
+                torch.tensor([len(s) for s in signals], device=device),
+            )
+            chosen = torch.stack([states[n] for n in self.layers], dim=2).cpu()
+            yield [x[:T] for x, T in zip(chosen, x_lengths.tolist(), strict=True)]
 
-def inspect(hparams):
-    """Print what a cache holds; the teacher is not loaded."""
-    cache = TeacherCache(hparams["cache"])
-    made, keys = cache.attributes, {u.id: _key(u) for u in _utterances(hparams)}
-    covered, size = sum(utt_id in cache for utt_id in keys), os.path.getsize(cache.path)
-    lines = [
-        cache.path,
-        f"  teacher   {made['teacher']}, weights {made['teacher_weights']}",
-        f"  layers    {', '.join(map(str, made['layers']))}",
-        f"  states    {cache.total_states:,} frames x "
-        f"{' x '.join(map(str, cache.shape))} {made['dtype']}",
-        f"  coverage  {covered:,} of {len(keys):,} utterances of the manifests; "
-        f"{len(cache):,} in the cache",
-        f"  size      {size:,} bytes, {size / len(cache) / 1000:.1f} kB per utterance",
-        f"  made by   {made['command']}",
-    ]
-    print("\n".join([*lines, *(f"  PROBLEM   {p}" for p in cache.problems(keys))]))
+    def check(self, cache):
+        """A cache may have more layers than are asked for; all are computed again."""
+        _check(cache, self.teacher, self.layers, self.keys)
+        self.layers = cache.attributes["layers"]
 
-
-def verify(hparams):
-    """Check a cache against manifests and settings, and a sample against the teacher.
-
-    Raises
-    ------
-    ValueError
-        With all that does not fit.
-    """
-    layers = sorted(hparams["layers"])
-    teacher = SpeechTeacher(hparams["teacher"])
-    cache = open_speech_cache(hparams["cache"], teacher, layers, hparams["manifests"])
-    utterances = _utterances(hparams)
-    sample = random.sample(utterances, min(SAMPLE, len(utterances)))
-    sample.sort(key=lambda u: -u.duration)
-    differences = (
-        (u.id, relative_error(cache[u.id].float(), expected))
-        for batch, states in _encode(
-            teacher, cache.attributes["layers"], sample, hparams
-        )
-        for u, expected in zip(batch, states, strict=True)
-    )
-    check_sample(
-        cache, len(utterances), differences, TOLERANCE, "a state", " of its length"
-    )
+    def describe(self, cache):
+        """Teacher, layers, how much, and what does not fit."""
+        made, keys = cache.attributes, self.keys
+        covered = sum(utt_id in cache for utt_id in keys)
+        size = os.path.getsize(cache.path)
+        return [
+            cache.path,
+            f"  teacher   {made['teacher']}, weights {made['teacher_weights']}",
+            f"  layers    {', '.join(map(str, made['layers']))}",
+            f"  states    {cache.total_states:,} frames x "
+            f"{' x '.join(map(str, cache.shape))} {made['dtype']}",
+            f"  coverage  {covered:,} of {len(keys):,} utterances of the manifests; "
+            f"{len(cache):,} in the cache",
+            f"  size      {size:,} bytes, {size / len(cache) / 1000:.1f} kB per utterance",
+            f"  made by   {made['command']}",
+            *(f"  PROBLEM   {p}" for p in cache.problems(keys)),
+        ]
 
 
 def open_speech_cache(path, teacher, taught, manifests):
@@ -182,7 +138,14 @@ def open_speech_cache(path, teacher, taught, manifests):
         If it is of other weights, layers or recordings.
     """
     cache = TeacherCache(path)
-    keys = {u.id: _key(u) for m in manifests for u in read_manifest(m)}
+    utterances = [u for m in manifests for u in read_manifest(m)]
+    keys = audio_keys(utterances, memory_of(path))
+    _check(cache, teacher, taught, keys)
+    return cache
+
+
+def _check(cache, teacher, taught, keys):
+    """Refuse a cache of other weights, layers or recordings."""
     layers = cache.attributes.get("layers", [])
     problems = cache.problems(keys, teacher_weights=teacher.weights_hash)
     missing = sorted(set(taught) - set(layers))
@@ -190,21 +153,9 @@ def open_speech_cache(path, teacher, taught, manifests):
         problems.append(f"it has layers {layers}, layer {missing[0]} is taught as well")
     if problems:
         raise ValueError(
-            f"teacher cache {path}: {'; '.join(problems)}. With the teacher and "
+            f"teacher cache {cache.path}: {'; '.join(problems)}. With the teacher and "
             f"manifests of now, run: {cache.build_command} --overwrite True"
         )
-    return cache
-
-
-def _utterances(hparams):
-    """Of all manifests, each once."""
-    manifests = hparams["manifests"]
-    return list({u.id: u for m in manifests for u in read_manifest(m)}.values())
-
-
-def _key(utterance):
-    """What stands for an utterance's text: another recording has another length."""
-    return f"{utterance.id}, {utterance.duration:.3f} s of audio"
 
 
 def _count_frames(utterance, sample_rate, teacher):
@@ -215,21 +166,4 @@ def _count_frames(utterance, sample_rate, teacher):
         count -= round(utterance.offset * info.samplerate)
         count = min(count, round(utterance.duration * info.samplerate))
     samples = -(-count * sample_rate // info.samplerate)  # as resampling rounds
-    return int(num_frames(torch.tensor(samples), teacher.reach, teacher.hop))
-
-
-def _encode(teacher, layers, utterances, hparams):
-    """Batches of utterances, the longest first, with the states [T, L, H] of each."""
-    teacher = teacher.to(hparams["device"])
-    left = utterances
-    while left:
-        # The longest comes first, so this many fit, padding included.
-        count = max(1, int(hparams["batch_seconds"] / left[0].duration))
-        batch, left = left[:count], left[count:]
-        signals = [read_utterance(u, hparams["sample_rate"]) for u in batch]
-        states, x_lengths = teacher(
-            pad_sequence(signals, batch_first=True).to(hparams["device"]),
-            torch.tensor([len(s) for s in signals], device=hparams["device"]),
-        )
-        chosen = torch.stack([states[n] for n in layers], dim=2).cpu()
-        yield batch, [x[:T] for x, T in zip(chosen, x_lengths.tolist(), strict=True)]
+    return int(teacher.output_lengths(torch.tensor(samples)))

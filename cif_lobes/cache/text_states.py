@@ -1,69 +1,92 @@
-"""What extract_teacher.py does: from manifests and a text teacher to a cache."""
+"""States of a text teacher in a teacher cache, one per token and one for end of sentence."""
 
 import os
-import random
-import time
-from importlib.metadata import version
 
-from hyperpyyaml import load_hyperpyyaml
-from tqdm import tqdm
-
-from cif_lobes.cache import ears as ears_cache
-from cif_lobes.cache import posteriors as ensemble_extraction
-from cif_lobes.cache import speech_states as speech_cache
-from cif_lobes.cache.build import (
-    build_command,
-    check_sample,
-    is_up_to_date,
-    relative_error,
-    resumable,
-)
+from cif_lobes.cache.build import TeacherStates, versions_of
 from cif_lobes.cache.inspection import describe
-from cif_lobes.cache.reader import TeacherCache
-from cif_lobes.cache.writer import CacheWriter
 from cif_lobes.data.manifest import read_manifest
-from cif_lobes.devices.precision import full_float32
-from cif_lobes.devices.processes import check_device
 from cif_lobes.teachers.text import TextTeacher, token_batches
 
-# Of a state's length. Rounding to bfloat16 moves it by 0.2 %, another text by far more.
-TOLERANCE = 0.01
-SAMPLE = 200  # utterances computed again
 MAX_UNKNOWN = 0.05  # share of the teacher's pieces that may be its unknown token
-VERSIONS_OF = ("torch", "transformers", "tokenizers", "h5py")
 
 
-@full_float32()
-def run(verb, hparams_file, run_opts, overrides):
-    """Build, inspect or verify the cache of a yaml.
+class TextStates(TeacherStates):
+    """A language model reads the normalised transcripts; a key is a text.
 
     Arguments
     ---------
-    verb : str
-        "build", "inspect" or "verify".
-    hparams_file : str
-        A recipe's extract_*.yaml.
-    run_opts : RunOptions
-        Not used: the device is a setting of the yaml.
-    overrides : str
-        Settings of the command line, as YAML.
+    hparams : dict
+        The loaded yaml: manifests, tokenizer, teacher, layer, pooling, batch_tokens,
+        device.
     """
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
-    check_device(hparams["device"])
-    if "teachers" in hparams:
-        ensemble_extraction.run(verb, hparams)
-        return
-    if "ears" in hparams:
-        ears_cache.run(verb, hparams)
-        return
-    if "layers" in hparams:
-        speech_cache.run(verb, hparams)
-        return
-    tokenizer = hparams["tokenizer"]
-    texts = read_texts(hparams["manifests"], tokenizer.normalize)
-    tokenizer.fit(texts.values())
-    {"build": build, "inspect": inspect, "verify": verify}[verb](hparams, texts)
+
+    sample = 200
+    unit, row = "texts", "tokens"
+
+    def __init__(self, hparams):
+        super().__init__(hparams)
+        self.tokenizer = hparams["tokenizer"]
+        self.keys = read_texts(hparams["manifests"], self.tokenizer.normalize)
+        self.tokenizer.fit(self.keys.values())
+
+    def load(self):
+        """Read the language model."""
+        hparams = self.hparams
+        self.teacher = TextTeacher(
+            hparams["teacher"],
+            hparams["layer"],
+            hparams["device"],
+            hparams.get("pooling"),
+        )
+        self.shape = self.teacher.state_shape
+        self.notes = {
+            "teacher": self.teacher.source,
+            "versions": versions_of("torch", "transformers", "tokenizers", "h5py"),
+        }
+
+    @property
+    def identity(self):
+        """Attributes that decide the states."""
+        teacher = self.teacher
+        return {
+            "teacher_weights": teacher.weights_hash,
+            "layer": teacher.layer,
+            "teacher_tokenizer": teacher.tokenizer_hash,
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "text_normalization": self.tokenizer.language,
+            "dtype": self.hparams["dtype"],
+            # Caches from before it could be chosen do not name it.
+            **({} if teacher.pooling == "mean" else {"pooling": teacher.pooling}),
+        }
+
+    def plan(self, utterance_of):
+        """Texts, longest first: tokens and end of sentence of each."""
+        aligned = self.teacher.align(utterance_of, self.tokenizer)
+        self.aligned = {a.text: a for a in aligned}
+        return {a.text: len(a.ranges) for a in aligned}
+
+    def announce(self, rows):
+        """See `check_known`."""
+        check_known(self.teacher, list(self.aligned.values()))
+
+    def answers(self, keys):
+        """Batches of texts: states [U + 1, H] or [U + 1, L, H] of each."""
+        texts = [self.aligned[key] for key in keys]
+        for batch in token_batches(texts, self.hparams["batch_tokens"]):
+            yield self.teacher(batch).split([len(a.ranges) for a in batch])
+
+    def report(self, rows, seconds):
+        """How many texts, how large, and how to look at it."""
+        path = self.hparams["cache"]
+        return (
+            f"{path}: {len(self.keys):,} utterances, {len(rows):,} distinct texts, "
+            f"{os.path.getsize(path) / 1e6:,.1f} MB, {seconds:.0f} s\n"
+            "Look at it with the verb inspect before training on it"
+        )
+
+    def describe(self, cache):
+        """See `cif_lobes.cache.inspection`."""
+        return describe(cache, self.keys, self.tokenizer)
 
 
 def read_texts(manifests, normalize):
@@ -100,56 +123,6 @@ def read_texts(manifests, normalize):
     return dict(sorted(texts.items()))
 
 
-def build(hparams, texts):
-    """Make the cache unless it is there; go on with one that was interrupted.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded yaml.
-    texts : dict of str to str
-        From `read_texts`.
-    """
-    path, tokenizer = hparams["cache"], hparams["tokenizer"]
-    teacher = TextTeacher(
-        hparams["teacher"],
-        hparams["layer"],
-        hparams["device"],
-        hparams.get("pooling"),
-    )
-    identity = _identity(teacher, hparams)
-    if is_up_to_date(path, texts, identity, hparams["overwrite"]):
-        return
-
-    utterance_of = {text: utt_id for utt_id, text in reversed(texts.items())}
-    aligned = teacher.align(utterance_of, tokenizer)
-    check_known(teacher, aligned)
-    notes = {
-        "teacher": teacher.source,
-        "versions": ", ".join(f"{name} {version(name)}" for name in VERSIONS_OF),
-        "command": build_command(),
-    }
-    started = time.monotonic()
-    with CacheWriter(
-        path,
-        {a.text: len(a.ranges) for a in aligned},
-        texts,
-        teacher.state_shape,
-        hparams["dtype"],
-        identity,
-        notes,
-        hparams["overwrite"],
-    ) as writer:
-        with resumable(writer, len(aligned), "texts"):
-            encode(teacher, aligned, writer, hparams["batch_tokens"])
-        writer.finish()
-    print(
-        f"{path}: {len(texts):,} utterances, {len(aligned):,} distinct texts, "
-        f"{os.path.getsize(path) / 1e6:,.1f} MB, {time.monotonic() - started:.0f} s\n"
-        "Look at it with the verb inspect before training on it"
-    )
-
-
 def check_known(teacher, aligned):
     """See that the teacher knows the words of the transcripts; say what it does not.
 
@@ -178,101 +151,3 @@ def check_known(teacher, aligned):
             "language, script and case, with the tokenizer it was trained with"
         )
     print(message)
-
-
-def encode(teacher, aligned, writer, batch_tokens):
-    """Write the states of all texts that the writer does not have yet.
-
-    Arguments
-    ---------
-    teacher : TextTeacher
-    aligned : list of AlignedText
-        From `teacher.align`, in the order of the writer's texts.
-    writer : CacheWriter
-        Not finished.
-    batch_tokens : int
-        Teacher pieces in a batch, padding included.
-    """
-    done = sum(len(a.ranges) for a in aligned[: writer.committed])
-    total = sum(len(a.ranges) for a in aligned)
-    with tqdm(
-        total=total, initial=done, unit=" tokens", unit_scale=True, disable=None
-    ) as bar:
-        for batch in token_batches(aligned[writer.committed :], batch_tokens):
-            states = teacher(batch)
-            writer.append(states, len(batch))
-            bar.update(len(states))
-
-
-def inspect(hparams, texts):
-    """Print what a cache holds.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded yaml. The teacher is not loaded.
-    texts : dict of str to str
-        From `read_texts`.
-    """
-    cache = TeacherCache(hparams["cache"])
-    print("\n".join(describe(cache, texts, hparams["tokenizer"])))
-
-
-def verify(hparams, texts):
-    """Check a cache against manifests and settings, and a sample against the teacher.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded yaml.
-    texts : dict of str to str
-        From `read_texts`.
-
-    Raises
-    ------
-    ValueError
-        With all that does not fit.
-    """
-    cache = TeacherCache(hparams["cache"])
-    teacher = TextTeacher(
-        hparams["teacher"],
-        hparams["layer"],
-        hparams["device"],
-        hparams.get("pooling"),
-    )
-    identity = _identity(teacher, hparams)
-    cache.check(texts, **identity)
-
-    sample = random.sample(list(texts), min(SAMPLE, len(texts)))
-    utterance_of = {texts[utt_id]: utt_id for utt_id in sample}
-    aligned = teacher.align(utterance_of, hparams["tokenizer"])
-    check_sample(
-        cache,
-        len(texts),
-        _compute_again(cache, teacher, aligned, hparams["batch_tokens"]),
-        TOLERANCE,
-        "a state",
-        " of its length",
-    )
-
-
-def _compute_again(cache, teacher, aligned, batch_tokens):
-    """Utterance and largest difference of a state, for each text."""
-    for batch in token_batches(aligned, batch_tokens):
-        states = teacher(batch).cpu().split([len(a.ranges) for a in batch])
-        for a, expected in zip(batch, states, strict=True):
-            yield a.utt_id, relative_error(cache[a.utt_id].float(), expected)
-
-
-def _identity(teacher, hparams):
-    """Attributes that decide the states."""
-    return {
-        "teacher_weights": teacher.weights_hash,
-        "layer": teacher.layer,
-        "teacher_tokenizer": teacher.tokenizer_hash,
-        "tokenizer_fingerprint": hparams["tokenizer"].fingerprint,
-        "text_normalization": hparams["tokenizer"].language,
-        "dtype": hparams["dtype"],
-        # Caches from before it could be chosen do not name it.
-        **({} if teacher.pooling == "mean" else {"pooling": teacher.pooling}),
-    }

@@ -18,6 +18,7 @@ from cif_lobes.runs.stages import (
     fit_tokenizer,
     start,
     train_and_score,
+    used_modules,
 )
 from cif_lobes.settings.safe_yaml import build
 from cif_lobes.storage.checkpoints import SafeCheckpointer
@@ -25,7 +26,7 @@ from cif_lobes.storage.run_files import (
     kept_tokenizer,
 )
 from cif_lobes.training.cif import CIFBrain
-from cif_lobes.training.distillation import add_teacher, used_modules
+from cif_lobes.training.distillation import add_teacher
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -74,11 +75,11 @@ def run(hparams_file, run_opts, overrides, prepare):
 
 
 def make_brain(hparams, run_opts):
-    """The Brain of a loaded yaml; heads whose loss weighs nothing are left out."""
+    """The Brain of a loaded yaml; a CTC head that weighs nothing is left out."""
     return assemble(CIFBrain, hparams, run_opts, used_modules(hparams))
 
 
-def load_run(folder, overrides=None, run_opts=None):
+def load_run(folder, overrides=None, run_opts=None, teacher=False):
     """The Brain and settings of a run folder, wherever it has been moved to.
 
     Arguments
@@ -89,6 +90,8 @@ def load_run(folder, overrides=None, run_opts=None):
         Settings to change.
     run_opts : dict, optional
         SpeechBrain's run options, for instance {"device": "cuda"}.
+    teacher : bool
+        Whether to read the distillation losses too, which scoring does not need.
 
     Returns
     -------
@@ -117,7 +120,7 @@ def load_run(folder, overrides=None, run_opts=None):
         "save_folder": str(folder / "save"),
         **(overrides or {}),
     }
-    hparams = build(hparams_file, overrides)
+    hparams = build(hparams_file, overrides, teacher=teacher)
     open_ears(hparams.get("features"), folder)
     if "cif" not in hparams.get("modules", ()):
         raise ValueError(

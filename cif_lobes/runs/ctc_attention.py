@@ -5,10 +5,15 @@ from speechbrain.utils.distributed import run_on_main
 from cif_lobes.cache.ensemble import open_ensemble_cache
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.runs.init_from import take_parameters
-from cif_lobes.runs.stages import assemble, fit_tokenizer, start, train_and_score
+from cif_lobes.runs.stages import (
+    assemble,
+    fit_tokenizer,
+    start,
+    train_and_score,
+    used_modules,
+)
 from cif_lobes.storage.parameters import read_parameters
 from cif_lobes.training.ctc_attention import CTCAttentionBrain
-from cif_lobes.training.distillation import used_modules
 
 HEADS = ("ctc_head", "seq_head")  # not taken from a pretrained network
 

@@ -5,8 +5,8 @@ import pathlib
 
 from speechbrain.utils.distributed import run_on_main
 
-from cif_lobes.cache.audio_keys import audio_keys
-from cif_lobes.cache.ears import check_durations, memory_of, open_ears_cache
+from cif_lobes.cache.audio_keys import audio_keys, memory_of
+from cif_lobes.cache.ears import check_durations, open_ears_cache
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import find_ears, keep_ears, read_note

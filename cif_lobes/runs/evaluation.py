@@ -51,10 +51,11 @@ def score(brain, hparams, datasets, key="{}", **settings):
         path /= f"errors_{key.format(name)}.txt"
         if if_main_process():
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
-        searcher = hparams.get("test_searcher", hparams["searcher"])
-        # A greedy one has no beam.
-        beam = getattr(searcher, "beam_size", 1)
-        decoding = {"searcher": type(searcher).__name__, "beam": beam}
+        searcher, decoding = hparams.get("test_searcher", hparams.get("searcher")), {}
+        if searcher is not None:
+            # A greedy one has no beam.
+            beam = getattr(searcher, "beam_size", 1)
+            decoding = {"searcher": type(searcher).__name__, "beam": beam}
         decoding |= {s: hparams[s] for s in DECODING if s in hparams}
         figures = {**results[name], **decoding, **settings}
         failed = main_process_only(keep_figures)(

@@ -6,7 +6,7 @@ import torch
 
 from cif_lobes.runs.ears import with_ears
 from cif_lobes.settings.safe_yaml import inside, read_settings
-from cif_lobes.storage.parameters import TEACHERS, read_parameters, run_folder
+from cif_lobes.storage.parameters import DISTILLATION, read_parameters, run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def start_from(model, run, tokenizer):
     if "features" in model:
         parameters = with_ears(parameters, model["features"], folder, run)
     there = _modules(parameters)
-    fresh = {*TEACHERS, *(() if same else TOKENS)}
+    fresh = {DISTILLATION, *(() if same else TOKENS)}
     # A head that only one of the two runs has.
     fresh |= {"ctc_head"} - (there & set(model))
     if _unlike(model.state_dict(), parameters, {"features"}):

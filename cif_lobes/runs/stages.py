@@ -150,6 +150,27 @@ def finish():
         os._exit(0)
 
 
+def used_modules(hparams):
+    """The yaml's modules without a CTC head if CTC weighs nothing.
+
+    An idle head would be saved, decayed, and make DistributedDataParallel wait for its
+    gradient.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+
+    Returns
+    -------
+    dict of str to torch.nn.Module
+    """
+    modules = dict(hparams["modules"])
+    if not hparams.get("ctc_weight", 0):
+        modules.pop("ctc_head", None)
+    return modules
+
+
 def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     """A Brain from a loaded yaml, to which the run record and the model are added.
 

@@ -27,12 +27,16 @@ CLASSES = frozenset(
     cif_lobes.nets.decoder.CIFDecoder
     cif_lobes.nets.ears.PretrainedEars
     cif_lobes.nets.encoder.ConformerEncoder
+    cif_lobes.losses.distillation.ACD
+    cif_lobes.losses.distillation.LRD
     cif_lobes.inference.export.FireDecoder
     cif_lobes.inference.export.FireEncoder
     cif_lobes.nets.features.LogMel
     cif_lobes.nets.fithubert.FitHuBERT
     cif_lobes.nets.fithubert.HintedStudent
     cif_lobes.nets.frozen_student.FrozenStudent
+    cif_lobes.nets.speech_llm.LinearAdapter
+    cif_lobes.nets.speech_llm.TransformerAdapter
     cif_lobes.training.schedules.RiseAndFall
     cif_lobes.training.schedules.TriStage
     cif_lobes.decoding.searcher.BeamSearcher
@@ -77,6 +81,10 @@ SKIPPED = frozenset(
     """.split()
 )
 
+# Settings that are not even looked at unless a teacher is asked for: recognition needs
+# none of them, and a loss may be of a class that only its author has.
+OF_TEACHERS = frozenset({"distillation"})
+
 PLAIN = "tag:yaml.org,2002:"
 PLAIN_TYPES = {"bool", "float", "int", "map", "merge", "null", "seq", "str"}
 
@@ -105,7 +113,7 @@ def read_settings(path, *needed):
     return _with(YAML().load(_resolve(_text(path), path)), path, needed)
 
 
-def build(source, overrides=None, only=None):
+def build(source, overrides=None, only=None, teacher=False):
     """What ``load_hyperpyyaml`` returns, but only of known classes; see the module.
 
     Arguments
@@ -116,6 +124,8 @@ def build(source, overrides=None, only=None):
         Settings to change.
     only : iterable of str, optional
         Settings to read; by default all.
+    teacher : bool
+        Whether `OF_TEACHERS` are read as well.
 
     Returns
     -------
@@ -143,7 +153,7 @@ def build(source, overrides=None, only=None):
     text = _text(source) if isinstance(source, pathlib.Path) else source
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = _Constructor
-    text = _resolve(text, name, overrides)
+    text = _resolve(text, name, overrides, teacher)
     if only:
         settings, wanted = _with(YAML().load(text), name, only), io.StringIO()
         YAML().dump({key: settings[key] for key in only}, wanted)
@@ -152,7 +162,7 @@ def build(source, overrides=None, only=None):
     return {k: v for k, v in hparams.items() if not k.startswith("__")}
 
 
-def check_tags(text, name):
+def check_tags(text, name, passed_over=()):
     """Refuse a yaml that names anything but plain values and the known classes.
 
     Arguments
@@ -160,6 +170,13 @@ def check_tags(text, name):
     text : str
     name : str
         Its file, for the error.
+    passed_over : collection of str
+        Settings that are not looked at. Whoever goes on must leave them out.
+
+    Returns
+    -------
+    set of str
+        Those of them that are there.
 
     Raises
     ------
@@ -172,6 +189,7 @@ def check_tags(text, name):
         raise ValueError(f"{name} is not valid YAML:\n{error}") from error
     if root is None or root.id != "mapping":
         raise ValueError(f"{name} holds no settings: a mapping is expected")
+    found = [k for k, _ in root.value if k.id == "scalar" and k.value in passed_over]
     rest, seen = [root], set()
     while rest:
         node = rest.pop()
@@ -184,9 +202,11 @@ def check_tags(text, name):
             _refuse(f"the tuple {node.value}", where)
         _check_tag(str(node.tag), where)
         if node.id == "mapping":
-            rest += [part for pair in node.value for part in pair]
+            rest += [key for key, _ in node.value]
+            rest += [v for key, v in node.value if node is not root or key not in found]
         elif node.id == "sequence":
             rest += node.value
+    return {key.value for key in found}
 
 
 def inside(folder, name):
@@ -216,9 +236,12 @@ def inside(folder, name):
     return path
 
 
-def _resolve(text, name, overrides=None):
+def _resolve(text, name, overrides=None, teacher=False):
     """The text without references, checked before and after: they can compose tags."""
-    check_tags(text, name)
+    found = check_tags(text, name, () if teacher else OF_TEACHERS)
+    if found:
+        text = _leave_out(text, name, found)
+        check_tags(text, name)  # all that is resolved has been looked at
     try:
         stream = resolve_references(text, overrides, overrides_must_match=True)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -228,6 +251,18 @@ def _resolve(text, name, overrides=None):
     resolved = stream.getvalue()
     check_tags(resolved, name)
     return resolved
+
+
+def _leave_out(text, name, keys):
+    """The text without some of its settings, of which nothing is made."""
+    try:
+        settings, rest = YAML().load(text), io.StringIO()
+    except YAMLError as error:  # a key that is there twice
+        raise ValueError(f"{name} is not valid YAML:\n{error}") from error
+    for key in keys:
+        del settings[key]
+    YAML().dump(settings, rest)
+    return rest.getvalue()
 
 
 def _with(settings, name, needed):

@@ -8,7 +8,7 @@ from speechbrain.utils.checkpoints import average_checkpoints
 from cif_lobes.settings.safe_yaml import read_settings
 from cif_lobes.storage.checkpoints import SafeCheckpointer, find_fault, load_parameters
 
-TEACHERS = ("acd_head", "lrd_head")  # those that know a teacher
+DISTILLATION = "distillation"  # the module that knows a teacher, while one is trained
 
 
 def average_parameters(checkpoints_dir, average, num_checkpoints):
@@ -61,7 +61,7 @@ def average_parameters(checkpoints_dir, average, num_checkpoints):
 def fill(model, parameters):
     """Give a network all of its parameters.
 
-    Those of the heads of a teacher are left out if it has no such: only training does.
+    Those that know a teacher are left out if it has no such: only training does.
 
     Arguments
     ---------
@@ -70,10 +70,10 @@ def fill(model, parameters):
     parameters : dict of str to torch.Tensor
         From `read_parameters`.
     """
-    absent = {*TEACHERS} - {*model}
-    model.load_state_dict(
-        {k: v for k, v in parameters.items() if k.split(".")[0] not in absent}
-    )
+    if DISTILLATION not in model:
+        heads = f"{DISTILLATION}."
+        parameters = {k: v for k, v in parameters.items() if not k.startswith(heads)}
+    model.load_state_dict(parameters)
 
 
 def read_parameters(path):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.devices.lengths import Lengths
+from cif_lobes.losses.distillation import TokenStates
 from cif_lobes.losses.recognition import ctc_loss, label_smoothed_ce, quantity_loss
-from cif_lobes.training.distillation import distillation_losses
 from cif_lobes.training.recognizer import RecognizerBrain
 
 
@@ -60,18 +60,28 @@ class CIFBrain(RecognizerBrain):
         """Each term as (weight, sum over the batch), by name."""
         losses = self._recognition_losses(predictions)
         if stage == sb.Stage.TRAIN and hasattr(batch, "teacher"):
-            losses |= distillation_losses(
-                self.hparams,
-                self.modules,
-                predictions,
-                batch.teacher.data,
-                _valid_mask(predictions),
-                self.ledger,
-                # A gradient through heads that know nothing yet is noise, and larger
-                # than that of all other losses.
-                heads_only=self.optimizer_step < self.hparams.distil_after,
-            )
+            losses |= self._distillation_losses(predictions, batch.teacher.data)
         return losses
+
+    def _distillation_losses(self, p, teacher):
+        """The terms against the teacher's states [B, U, ...], one per token."""
+        outputs = self.modules.distillation(
+            TokenStates(
+                p.fired.embeddings,
+                p.states,
+                p.tokens,
+                _valid_mask(p),
+                p.token_lengths.valid_rows(p.tokens.shape[1]),
+            ),
+            teacher,
+            # A gradient through heads that know nothing yet is noise, and larger than
+            # that of all other losses.
+            heads_only=self.optimizer_step < self.hparams.distil_after,
+        )
+        for name, output in outputs.items():
+            for ratio, counts in output.ratios.items():
+                self.ledger.count(f"{name}_{ratio}", *counts)
+        return {name: (o.weight, o.loss) for name, o in outputs.items()}
 
     def _recognition_losses(self, p):
         """The terms that need no teacher."""

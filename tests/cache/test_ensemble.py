@@ -11,8 +11,8 @@ from speechbrain.dataio.batch import PaddedBatch
 from tiny_asr import EXTRACT_YAML, KD_YAML, list_teachers, make_run, overrides
 from torch.testing import assert_close
 
+from cif_lobes.cache import extraction
 from cif_lobes.cache import posteriors as ensemble_extraction
-from cif_lobes.cache import text_states as extraction
 from cif_lobes.cache.ensemble import EnsembleCache, open_ensemble_cache, truncate
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.batches import make_dataset

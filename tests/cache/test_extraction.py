@@ -18,8 +18,9 @@ from conftest import load_module
 from tiny_cache import change_states
 from tiny_teacher import make_teacher
 
-from cif_lobes.cache import text_states as extraction
+from cif_lobes.cache import extraction
 from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.cache.text_states import TextStates
 from cif_lobes.data.manifest import Utterance, write_manifest
 from cif_lobes.losses.regression import regression_distillation
 from cif_lobes.teachers.text import TextTeacher
@@ -192,7 +193,7 @@ def test_verify_finds_a_wrong_state(folder, wrong):
 
 def test_verify_reads_what_it_does_not_compute_again(folder, monkeypatch):
     run(folder)
-    monkeypatch.setattr(extraction, "SAMPLE", 1)
+    monkeypatch.setattr(TextStates, "sample", 1)
     with h5py.File(folder / "bert.h5", "a") as file:
         file["values"][...] += 1
     with pytest.raises(OSError, match="are not those that were written"):

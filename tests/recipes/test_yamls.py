@@ -1,8 +1,10 @@
 """Every yaml loads, describes its settings, and differs from its base as it says."""
 
 import io
+import itertools
 import pathlib
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -66,21 +68,64 @@ def test_it_opens_with_its_command(path):
 
 
 def variants():
-    """(yaml, base, declared differences) of every "Same as" header."""
+    """(yaml, base, declared differences) of every "Same as" header.
+
+    A base is of the same folder, or named from recipes/ on.
+    """
     for path in YAMLS:
         head = path.read_text().split("\n\n")[0].replace("\n#", "")
         declared = re.search(r"Same as (\S+) except: ([\w, ]+)\.", head)
         if declared:
-            base = path.parent / declared[1]
-            yield pytest.param(path, base, set(declared[2].split(", ")), id=name(path))
+            folder = ROOT / "recipes" if "/" in declared[1] else path.parent
+            differing = set(declared[2].split(", "))
+            yield pytest.param(path, folder / declared[1], differing, id=name(path))
 
 
 @pytest.mark.parametrize("path, base, declared", variants())
 def test_a_variant_differs_as_it_says(path, base, declared):
     ours, theirs = settings(path), settings(base)
     differing = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
-    assert differing == declared
+    order = [*ours, *(key for key in theirs if key not in ours)]
+    header = ", ".join(key for key in order if key in differing)
+    assert differing == declared, f"Same as {name(base)} except: {header}."
 
 
-def test_there_are_variants():
-    assert len(list(variants())) >= 2
+# Corpora are told apart by what stands in their folders.
+NAMED_BY_CORPUS = {"data_folder"}
+
+
+@pytest.mark.parametrize("path, base, declared", variants())
+def test_equal_settings_are_explained_alike(path, base, declared):
+    ours, theirs = ({s.key: s.comment for s in yaml_settings(p)} for p in (path, base))
+    named = NAMED_BY_CORPUS if path.parent != base.parent else set()
+    shared = (ours.keys() & theirs.keys()) - declared - named
+    assert {k: ours[k] for k in shared} == {k: theirs[k] for k in shared}
+
+
+def lines_of(path):
+    """How often each line occurs below the header."""
+    body = path.read_text().split("\n\n", 1)[1]
+    return Counter(line.strip() for line in body.splitlines() if line.strip())
+
+
+def test_yamls_that_are_much_alike_say_so():
+    """Of two that share 80 % of their lines, headers lead from one to the other."""
+    family = {path: {path} for path in YAMLS}
+    for path, base, _ in (variant.values for variant in variants()):
+        joined = family[path] | family[base]
+        family |= dict.fromkeys(joined, joined)
+    lines = {path: lines_of(path) for path in YAMLS}
+    unlinked = []
+    for a, b in itertools.combinations(YAMLS, 2):
+        shared = 2 * (lines[a] & lines[b]).total()
+        share = shared / (lines[a] + lines[b]).total()
+        if share > 0.8 and b not in family[a]:
+            unlinked.append(f"{name(a)} and {name(b)}: {share:.0%}")
+    assert not unlinked
+
+
+def test_no_header_is_overlooked():
+    """Written otherwise, one would be no variant, and would not be checked."""
+    assert len(list(variants())) == 29
+    written = [path for path in YAMLS if "Same as" in path.read_text()]
+    assert len(written) == 29

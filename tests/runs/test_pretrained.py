@@ -58,7 +58,7 @@ def test_with_another_vocabulary_the_tokens_learn_anew(trained, network, tmp_pat
 
 def test_the_heads_of_a_teacher_learn_anew(trained, network):
     model, tokenizer = network
-    model["acd_head"] = torch.nn.Linear(32, 4)
+    model["distillation"] = torch.nn.Linear(32, 4)
     del model["ctc_head"]
     before = copy_of(model)
     start_from(model, trained, tokenizer)

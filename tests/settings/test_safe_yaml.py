@@ -277,3 +277,30 @@ def test_scoring_makes_no_folder_where_the_run_was_trained(run, tmp_path):
     load_run(moved)
     assert not run.exists()
     assert SafeCheckpointer(moved / "save").list_checkpoints()
+
+
+@pytest.mark.parametrize("payload", ["!new:their.own.Loss {weight: 1}", *PAYLOADS])
+@pytest.mark.parametrize("key", ["distillation", '"distil\\x6Cation"'])
+def test_losses_against_a_teacher_are_not_even_looked_at(payload, key):
+    """Recognition needs none; a tool that does may be shown ours."""
+    text = f"lr: 1\n{key}:\n- {payload}\nx: !ref <lr>\n"
+    assert build(text) == {"lr": 1, "x": 1}
+    with pytest.raises(ValueError, match="refused"):
+        build(text, teacher=True)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("distillation: &a [!new:their.Loss {}]\nx: *a", "line 1: !new:their.Loss is"),
+        ("distillation: []\ndistillation: [!new:their.Loss {}]", "is not valid YAML"),
+        ("distillation: []\nx: !ref <distillation>", '"distillation" is not valid'),
+        ("{distillation: [], x: {distillation: !new:their.Loss {}}}", "is refused"),
+        ("!new:their.Loss\ndistillation: []", "is refused"),
+        ("!new:their.Loss distillation: []", "is refused"),
+        ("? [distillation]\n: !new:their.Loss {}", "is refused"),
+    ],
+)
+def test_nothing_comes_in_by_way_of_them(text, message):
+    with pytest.raises(ValueError, match=message):
+        build(text)

@@ -2,21 +2,13 @@
 
 import json
 from argparse import Namespace
-from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import ROOT, last_checkpoint, load_module, tiny_arguments, train
+from tiny_cache import WIDTH, make_cache
 
-from cif_lobes.cache.writer import CacheWriter
-from cif_lobes.data.manifest import read_manifest
-from cif_lobes.data.tokens import CharTokenizer
-from cif_lobes.devices.lengths import Lengths
 from cif_lobes.runs.cif import load_run
-from cif_lobes.training.distillation import TeacherHead, distillation_losses
-from cif_lobes.training.ledger import Ledger
 
-WIDTH = 12
 LAYERS = [4, 8, 12]
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini_hieradist.yaml"
 
@@ -31,27 +23,6 @@ def teacher(corpus, tmp_path_factory):
 def layered(corpus, tmp_path_factory):
     """The same with three layers."""
     return make_cache(corpus, tmp_path_factory.mktemp("layers"), LAYERS)
-
-
-def make_cache(corpus, folder, layer):
-    """Path and manifest folder."""
-    texts = {u.id: u.wrd for u in read_manifest(corpus[0])}
-    tokenizer = CharTokenizer(folder / "chars_8.txt", 8, "zh").fit(texts.values())
-    shape = (len(layer), WIDTH) if isinstance(layer, list) else (WIDTH,)
-    vectors = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
-    distinct = sorted(set(texts.values()), key=len)
-    identity = {
-        "layer": layer,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "text_normalization": "zh",
-    }
-    path = folder / "teacher.h5"
-    lengths = {text: len(text) + 1 for text in distinct}
-    with CacheWriter(path, lengths, texts, shape, "float16", identity) as writer:
-        for text in distinct:
-            writer.append(vectors[tokenizer.encode(text) + [2]], num_texts=1)
-        writer.finish()
-    return path, folder
 
 
 def arguments(corpus, folder, teacher, **changes):
@@ -75,8 +46,13 @@ def test_both_losses_fall_and_no_teacher_remains(corpus, tmp_path, teacher):
     assert "acd" not in json.loads(lines[-1])["valid"]["losses"]
     names = last_checkpoint(tmp_path / "run")
     blocks = {name.split(".")[0] for name in names}
-    heads = {"ctc_head", "acd_head", "lrd_head"}
+    heads = {"ctc_head", "distillation"}
     assert blocks == {"features", "encoder", "cif", "decoder"} | heads
+    heads = {name.removesuffix(".weight") for name in names if "distillation" in name}
+    assert heads - {name for name in heads if "bias" in name} == {
+        "distillation.acd.head",
+        "distillation.lrd.head",
+    }
 
 
 def test_gradient_norms_of_each_loss(corpus, tmp_path, teacher, capsys):
@@ -104,7 +80,7 @@ def test_a_weight_of_zero_builds_no_head(corpus, tmp_path, teacher, gone):
     settings = {"number_of_epochs": 1, f"{gone}_weight": 0}
     train(arguments(corpus, tmp_path, teacher, **settings))
     names = last_checkpoint(tmp_path / "run")
-    assert not [name for name in names if name.startswith(gone)]
+    assert not [name for name in names if gone in name]
     line = json.loads((tmp_path / "run/epochs.jsonl").read_text())
     assert set(line["train"]["losses"]) == {"ce", "quantity", "ctc"} | (
         {"acd", "lrd"} - {gone}
@@ -142,8 +118,11 @@ def test_a_head_for_each_layer_and_none_afterwards(corpus, tmp_path, layered):
     train(words)
     train([*words, "--number_of_epochs", "2"])
     names = last_checkpoint(tmp_path / "run")
-    for head in ("acd_head", "lrd_head"):
-        assert names[f"{head}.weight"].shape == (len(LAYERS) * WIDTH, 32)
+    for name in ("acd", "lrd"):
+        assert names[f"distillation.{name}.head.weight"].shape == (
+            len(LAYERS) * WIDTH,
+            32,
+        )
     lines = (tmp_path / "run/epochs.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     assert 0 <= json.loads(lines[-1])["train"]["acd_accuracy"] <= 1
@@ -155,7 +134,7 @@ def test_a_head_for_each_layer_and_none_afterwards(corpus, tmp_path, layered):
     # Another run, from this one, learns two of the layers.
     settings |= {"teacher_layers": "[12, 4]", "init_from": tmp_path / "run"}
     train(arguments(corpus, tmp_path / "next", layered, **settings))
-    head = last_checkpoint(tmp_path / "next/run")["acd_head.weight"]
+    head = last_checkpoint(tmp_path / "next/run")["distillation.acd.head.weight"]
     assert head.shape == (2 * WIDTH, 32)
 
 
@@ -167,18 +146,6 @@ def test_a_layer_that_the_cache_lacks_is_named(corpus, tmp_path, layered):
     assert "--layer '[4, 6]' --overwrite True" in output
 
 
-def test_runs_whose_yaml_has_the_heads_still_load(corpus, tmp_path, teacher):
-    train(arguments(corpus, tmp_path, teacher, number_of_epochs=1))
-    yaml = tmp_path / "run/hyperparams.yaml"
-    head = "!new:torch.nn.Linear {in_features: 32, out_features: 12}"
-    text = yaml.read_text().replace("modules:\n", f"modules:\n  acd_head: {head}\n")
-    yaml.write_text(text)
-    brain, _ = load_run(tmp_path / "run")
-    brain.on_evaluate_start()
-    expected = last_checkpoint(tmp_path / "run")["acd_head.weight"]
-    assert torch.equal(brain.modules["acd_head"].weight, expected)
-
-
 @pytest.mark.slow
 def test_torchrun_with_one_head(corpus, tmp_path, teacher):
     """A head without a loss would make DistributedDataParallel stop."""
@@ -186,80 +153,3 @@ def test_torchrun_with_one_head(corpus, tmp_path, teacher):
     words = arguments(corpus, tmp_path, teacher, **settings)
     train([*words, "--distributed_backend", "gloo"], processes=2)
     assert (tmp_path / "run/epochs.jsonl").exists()
-
-
-def losses_of(teacher, heads, heads_only=False, centre=None, ledger=None):
-    """Losses of random predictions, the vectors, and the decoder's states."""
-    torch.manual_seed(0)
-    vectors, states = (torch.randn(2, 3, 4, requires_grad=True) for _ in range(2))
-    predictions = SimpleNamespace(
-        fired=SimpleNamespace(embeddings=vectors),
-        states=states,
-        tokens=torch.arange(6).view(2, 3),
-        token_lengths=Lengths(torch.tensor([3, 2]), torch.tensor([3, 2])),
-    )
-    hparams = SimpleNamespace(
-        acd_weight=1.0,
-        acd_temperature=0.1,
-        num_negatives=700,
-        exclude_same_token=False,
-        gather_negatives=True,
-        lrd_weight=1.0,
-        lrd_kind="l2",
-        centre_teacher=centre is not None,
-        teacher_mean=centre,
-    )
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    mask[1, 2] = False
-    losses = distillation_losses(
-        hparams, heads, predictions, teacher, mask, ledger or Ledger(), heads_only
-    )
-    return losses, vectors, states
-
-
-@pytest.mark.parametrize("shape", [(5,), (3, 5)])
-@pytest.mark.parametrize("heads_only", [True, False])
-def test_heads_can_learn_before_the_network_hears_the_teacher(heads_only, shape):
-    heads = {name: TeacherHead(4, shape) for name in ("acd_head", "lrd_head")}
-    losses, *inputs = losses_of(torch.randn(2, 3, *shape), heads, heads_only)
-    sum(weight * loss for weight, loss in losses.values()).backward()
-    for head in heads.values():
-        assert (head.weight.grad.abs().sum(1) > 0).all()
-    for x in inputs:
-        assert (x.grad is None) == heads_only
-
-
-@pytest.mark.parametrize("shape", [(5,), (3, 5)])
-def test_a_teacher_of_other_tokens_is_refused(shape):
-    heads = {name: TeacherHead(4, shape) for name in ("acd_head", "lrd_head")}
-    with pytest.raises(ValueError, match="4 teacher states for 3 tokens"):
-        losses_of(torch.randn(2, 4, *shape), heads)
-
-
-@pytest.mark.parametrize("centred", [True, False])
-def test_layers_are_taught_by_the_mean_of_their_losses(centred):
-    """As if each layer had been a cache of its own."""
-    teacher = torch.randn(2, 3, 3, 5)
-    mean = torch.randn(3, 5) if centred else None
-    heads = {name: TeacherHead(4, (3, 5)) for name in ("acd_head", "lrd_head")}
-    ledger = Ledger()
-    together, *_ = losses_of(teacher, heads, centre=mean, ledger=ledger)
-    alone, accuracy = {"acd": 0.0, "lrd": 0.0}, 0.0
-    for i in range(3):
-        rows = slice(5 * i, 5 * i + 5)
-        own = {name: TeacherHead(4, (5,)) for name in heads}
-        for name, head in own.items():
-            head.weight.data = heads[name].weight.data[rows]
-            head.bias.data = heads[name].bias.data[rows]
-        one = Ledger()
-        losses, *_ = losses_of(
-            teacher[:, :, i], own, centre=mean[i] if centred else None, ledger=one
-        )
-        accuracy += one.summary()["acd_accuracy"] / 3
-        for name, (_, loss) in losses.items():
-            alone[name] += loss / 3
-    # Of 5 states, the 4 others are the negatives whatever is drawn.
-    for name, (weight, loss) in together.items():
-        assert weight == 1.0
-        torch.testing.assert_close(loss, alone[name])
-    assert ledger.summary()["acd_accuracy"] == pytest.approx(accuracy)

@@ -9,8 +9,9 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.batch import PaddedBatch
 from sync_counter import SyncCounter
 
+from cif_lobes.runs.stages import used_modules
 from cif_lobes.training.cif import CIFBrain
-from cif_lobes.training.distillation import TeacherHead, used_modules
+from cif_lobes.training.distillation import add_losses
 from cif_lobes.training.ledger import Ledger
 
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_hieradist.yaml"
@@ -28,8 +29,7 @@ def make_brain(folder, **changes):
     }
     with open(YAML) as file:
         hparams = load_hyperpyyaml(file, settings)
-    for name in ("acd_head", "lrd_head"):
-        hparams["modules"][name] = TeacherHead(hparams["d_model"], (12,))
+    add_losses(hparams, (12,), torch.zeros(12))
     brain = CIFBrain(
         used_modules(hparams), torch.optim.SGD, hparams, run_opts={"device": "cpu"}
     )
@@ -64,7 +64,6 @@ def step(brain):
 def test_a_training_step_waits_three_times(tmp_path, options):
     """For the sizes of what CIF fires, and within PyTorch's CTC in both directions."""
     brain = make_brain(tmp_path, exclude_same_token=True, **options)
-    brain.hparams.teacher_mean = torch.zeros(12)
     with SyncCounter() as counter:
         brain.modules.to("meta")
         brain.device = "meta"

@@ -1,0 +1,262 @@
+"""CIF vectors as words of a frozen causal language model: X-LLM's speech interface.
+
+Chen et al., https://arxiv.org/abs/2305.04160, 3.2: an adapter carries the vectors that a
+recogniser fires, one per token, into the space of a language model's own embeddings, where
+they stand in a prompt in place of text. The model, which never heard speech and is never
+trained, then writes the transcript in its own pieces.
+"""
+
+import hashlib
+import pathlib
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+SPEECH = "{speech}"  # its place in a prompt
+NO_LOSS = -100
+
+
+class LinearAdapter(nn.Module):
+    """One linear layer from CIF vectors to embeddings.
+
+    Arguments
+    ---------
+    input_size, output_size : int
+        Widths of a CIF vector and of the language model.
+    """
+
+    def __init__(self, input_size, output_size):
+        super().__init__()
+        self.linear = nn.Linear(input_size, output_size)
+
+    def forward(self, vectors, lengths):
+        """[B, U, D] to [B, U, H]."""
+        return self.linear(vectors)
+
+
+class TransformerAdapter(nn.Module):
+    """A small Transformer encoder between two linear layers, as X-LLM has a BERT.
+
+    Arguments
+    ---------
+    input_size, output_size : int
+        Widths of a CIF vector and of the language model.
+    d_model, num_layers, nhead, d_ffn : int
+        Sizes of the encoder.
+    dropout : float
+
+    Example
+    -------
+    >>> adapter = TransformerAdapter(8, 12, d_model=16, num_layers=1, nhead=2, d_ffn=32)
+    >>> adapter(torch.rand(2, 3, 8), torch.tensor([3, 0])).shape
+    torch.Size([2, 3, 12])
+    """
+
+    def __init__(
+        self,
+        input_size,
+        output_size,
+        d_model=256,
+        num_layers=2,
+        nhead=4,
+        d_ffn=1024,
+        dropout=0.1,
+    ):
+        super().__init__()
+        self.enter = nn.Linear(input_size, d_model)
+        layer = nn.TransformerEncoderLayer(
+            d_model, nhead, d_ffn, dropout, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, num_layers, nn.LayerNorm(d_model), enable_nested_tensor=False
+        )
+        self.leave = nn.Linear(d_model, output_size)
+
+    def forward(self, vectors, lengths):
+        """[B, U, D] to [B, U, H]; no vector sees padding."""
+        places = torch.arange(vectors.shape[1], device=vectors.device)
+        # One vector always is seen, or an utterance of none would be NaN.
+        padding_mask = places >= lengths[:, None].clamp(min=1)
+        x = torch.relu(self.enter(vectors))
+        x = self.layers(x, src_key_padding_mask=padding_mask)
+        return self.leave(x)
+
+
+class SpeechLLM(nn.Module):
+    """A frozen causal language model that reads CIF vectors in a prompt.
+
+    Always in eval mode and without gradients of its own; keep it out of a Brain's modules.
+
+    Arguments
+    ---------
+    source : str
+        Folder with a HuggingFace model and its tokenizer, or a name on the hub.
+    prompt : str
+        What is said around the speech, which stands at "{speech}".
+    chat : bool
+        Whether the prompt is put into the model's chat template, as the user's words.
+    random : bool
+        Weights as before any training, for comparison: what does the text bring?
+
+    Attributes
+    ----------
+    width : int
+        Of an embedding.
+    identity : dict
+        What an adapter has been trained for: prompt, width, hashes.
+
+    Raises
+    ------
+    ValueError
+        If there is no causal language model, the prompt has no place for speech, or the
+        tokenizer lacks what is needed.
+    """
+
+    def __init__(self, source, prompt=SPEECH, chat=False, random=False):
+        super().__init__()
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        if prompt.count(SPEECH) != 1:
+            raise ValueError(f"prompt {prompt!r} must have {SPEECH} once")
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            if random:
+                config = AutoConfig.from_pretrained(source)
+                self.lm = AutoModelForCausalLM.from_config(config)
+            else:
+                self.lm = AutoModelForCausalLM.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            is_folder = pathlib.Path(source).is_dir()
+            raise ValueError(
+                f"llm {source}: {'folder lacks' if is_folder else 'no such folder:'} a "
+                f"causal language model and its tokenizer ({str(error).splitlines()[0]})"
+            ) from None
+        self.lm.float().requires_grad_(False).eval()
+        self.end = self.tokenizer.eos_token_id
+        if self.end is None:
+            raise ValueError(f"llm {source}: its tokenizer has no end of sentence")
+        begin = self.tokenizer.bos_token_id
+        begin = [self.end if begin is None else begin]
+        text = prompt
+        if chat:
+            if self.tokenizer.chat_template is None:
+                raise ValueError(
+                    f"llm {source} has no chat template: --chat False puts the prompt "
+                    "before it as it is"
+                )
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            begin = []  # the template's own
+        before, after = text.split(SPEECH)
+        self.before = torch.tensor(begin + self._split(before), dtype=torch.long)
+        self.after = torch.tensor(self._split(after), dtype=torch.long)
+        self.embed = self.lm.get_input_embeddings()
+        self.width = self.embed.embedding_dim
+        self.identity = {
+            "prompt": text,
+            "width": self.width,
+            "tokenizer": _hash(self.tokenizer.backend_tokenizer.to_str().encode()),
+            "weights": _hash(*(w.numpy().tobytes() for w in self.lm.parameters())),
+        }
+
+    def train(self, mode=True):
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def pieces(self, text):
+        """Ids of a transcript, without end of sentence."""
+        return self._split(text)
+
+    def text(self, ids):
+        """Transcript of ids."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def forward(self, embeddings, lengths, texts):
+        """Cross-entropy of transcripts.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor, [B, U, H]
+            From an adapter.
+        lengths : torch.Tensor, [B], int64, on the CPU
+            Of each utterance.
+        texts : list of str
+            Transcripts.
+
+        Returns
+        -------
+        loss : torch.Tensor, []
+            In nats, summed over the pieces, end of sentence included.
+        correct : torch.Tensor, []
+            Pieces that are the most probable ones.
+        total : int
+            Pieces.
+        """
+        rows, targets = [], []
+        for speech, text in zip(self._prompts(embeddings, lengths), texts, strict=True):
+            ids = torch.tensor([*self.pieces(text), self.end], device=speech.device)
+            # The last piece is not read.
+            rows.append(torch.cat([speech, self.embed(ids[:-1])]))
+            silent = ids.new_full((len(speech) - 1,), NO_LOSS)
+            targets.append(torch.cat([silent, ids]))
+        total = sum(int((t != NO_LOSS).sum()) for t in targets)
+        # Behind a text, where a causal model does not look: no mask is needed.
+        rows = pad_sequence(rows, batch_first=True)
+        targets = pad_sequence(targets, batch_first=True, padding_value=NO_LOSS)
+        logits = self.lm(inputs_embeds=rows).logits.float()
+        loss = nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, ignore_index=NO_LOSS, reduction="sum"
+        )
+        return loss, (logits.argmax(-1) == targets).sum(), total
+
+    @torch.no_grad()
+    def transcribe(self, embeddings, lengths, beam_size=1):
+        """Transcripts that the model writes, as list of str.
+
+        Arguments
+        ---------
+        embeddings : torch.Tensor, [B, U, H]
+        lengths : torch.Tensor, [B], int64, on the CPU
+        beam_size : int
+
+        Returns
+        -------
+        list of str
+        """
+        texts = []
+        # One by one: a batch would be padded on the left, and its rounding differ.
+        for speech, length in zip(
+            self._prompts(embeddings, lengths), lengths.tolist(), strict=True
+        ):
+            ids = self.lm.generate(
+                inputs_embeds=speech[None],
+                attention_mask=torch.ones(1, len(speech), device=speech.device),
+                max_new_tokens=4 * length + 8,
+                num_beams=beam_size,
+                do_sample=False,
+                eos_token_id=self.end,
+                pad_token_id=self.end,
+            )
+            texts.append(self.text(ids[0].tolist()))
+        return texts
+
+    def _prompts(self, embeddings, lengths):
+        """Prompt with speech [S, H] of each utterance."""
+        device = embeddings.device
+        before, after = (self.embed(x.to(device)) for x in (self.before, self.after))
+        for speech, length in zip(embeddings, lengths.tolist(), strict=True):
+            yield torch.cat([before, speech[:length].to(before), after])
+
+    def _split(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _hash(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,127 @@
+"""From a trained recogniser through an adapter into a language model, end to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, epochs, last_checkpoint
+from tiny_llm import PIECES, make_llm
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return make_llm(tmp_path_factory.mktemp("llm"))
+
+
+def arguments(corpus, folder, trained, llm, **changes):
+    settings = {
+        "skip_prep": True,
+        "data_folder": "none",
+        "train_csv": corpus[0],
+        "valid_csv": corpus[1],
+        "test_csv": f"[{corpus[1]}]",
+        "language": "zh",
+        "error_unit": "char",
+        "output_folder": folder / "run",
+        "manifest_folder": folder / "manifests",
+        "recognizer": trained,
+        "llm": llm,
+        "llm_width": 32,
+        "cif_width": 32,
+        "prompt": '"S:{speech}T:"',
+        "number_of_epochs": 12,
+        "batch_seconds": 4,
+        "device_batch_seconds": 10,
+        "lr": 1e-2,
+        "num_workers": 0,
+        "beam_size": 2,
+        "device": "cpu",
+        **changes,
+    }
+    return [part for k, v in settings.items() for part in (f"--{k}", str(v))]
+
+
+def command():
+    script = str(ROOT / "recipes/LibriSpeech/train_llm.py")
+    return [sys.executable, script, str(ROOT / "recipes/MiniSpeech/hparams/llm.yaml")]
+
+
+def run(words, check=True):
+    done = subprocess.run(
+        [*command(), *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.mark.slow
+def test_it_learns_and_holds_the_adapter_alone(corpus, tmp_path, trained, llm):
+    """A model of random weights is taught to write what the vectors say."""
+    words = arguments(corpus, tmp_path, trained, llm)
+    before = {p: p.read_bytes() for p in trained.rglob("model.ckpt")}
+    run(words)
+    rows = epochs(tmp_path / "run")
+    assert rows[-1]["train"]["loss"] < 0.7 * rows[0]["train"]["loss"]
+    names = last_checkpoint(tmp_path / "run")
+    assert {name.split(".")[0] for name in names} == {"adapter"}
+    assert {p: p.read_bytes() for p in trained.rglob("model.ckpt")} == before
+    results = json.loads((tmp_path / "run/run.json").read_text())["results"]
+    assert results["set2"]["llm"] == llm and results["set2"]["beam"] == 2
+    accuracy = [row["valid"]["accuracy"] for row in rows]
+    assert accuracy[-1] > accuracy[0] + 0.05
+    # Another language model than the one it has been trained for.
+    other = make_llm(tmp_path / "other", seed=2)
+    done = run([*words, "--test_only", "--llm", other], check=False)
+    assert done.returncode == 1 and "trained for another weights" in done.stderr
+    done = run(
+        [
+            *words,
+            "--test_only",
+            "--llm",
+            make_llm(tmp_path / "new", pieces=(*PIECES, "e")),
+        ],
+        check=False,
+    )
+    assert "another tokenizer, weights" in done.stderr
+
+
+@pytest.mark.slow
+def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
+    """Stopped within the second epoch, with a language model of random weights."""
+    settings = {"number_of_epochs": 2, "random_llm": True, "beam_size": 1}
+    through = arguments(corpus, tmp_path / "a", trained, llm, **settings)
+    resumed = arguments(corpus, tmp_path / "b", trained, llm, **settings)
+    run(through)
+    save_often = ["--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "1"]
+    process = subprocess.Popen(
+        [*command(), *resumed, *save_often],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    for line in process.stdout:
+        if "Going into epoch 2" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
+    assert len(epochs(tmp_path / "b/run")) == 1
+    run(resumed)
+    a, b = (last_checkpoint(tmp_path / f"{x}/run") for x in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert epochs(tmp_path / "a/run")[-1] == epochs(tmp_path / "b/run")[-1]
+
+
+def test_widths_that_do_not_fit(corpus, tmp_path, trained, llm):
+    words = arguments(corpus, tmp_path, trained, llm, llm_width=16)
+    done = run(words, check=False)
+    assert done.returncode == 1
+    assert "llm_width is 16, that of the model is 32: --llm_width 32" in done.stderr
+    assert not (tmp_path / "run").exists()
