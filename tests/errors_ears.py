@@ -2,9 +2,10 @@
 
 import json
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import soundfile
-import torch
 from tiny_ears import FAMILIES, make_folder
 
 from cif_lobes.cache.build import build
@@ -46,7 +47,9 @@ def _others(folder):
 
 def _states(folder, family="whisper", seconds=1.0, **changes):
     """A cache of one recording, about to be built."""
-    soundfile.write(folder / "a.wav", torch.randn(int(seconds * 16000)).numpy(), 16000)
+    soundfile.write(
+        folder / "a.wav", np.linspace(-0.1, 0.1, int(seconds * 16000)), 16000
+    )
     csv = folder / "a.csv"
     csv.write_text(f"ID,duration,wav,spk_id,wrd\nu1,{seconds},a.wav,s,hi\n")
     settings = {
@@ -68,7 +71,13 @@ def _states(folder, family="whisper", seconds=1.0, **changes):
 def _cached(folder, change=lambda folder: None, **other):
     """Open the cache of one recording after something has changed."""
     states = _states(folder)
-    build(states)
+    command = [
+        "extract_teacher.py",
+        "build",
+        "recipes/AISHELL-1/hparams/extract_ears.yaml",
+    ]
+    with mock.patch("sys.argv", command):
+        build(states)
     change(folder)
     encoder = load_encoder(FAMILIES["whisper"], other.get("silence", 1.0))
     open_ears_cache(
@@ -80,7 +89,7 @@ def _cached(folder, change=lambda folder: None, **other):
 
 
 def _record_again(folder):
-    soundfile.write(folder / "a.wav", torch.randn(16000).numpy(), 16000)
+    soundfile.write(folder / "a.wav", np.linspace(0.1, -0.1, 16000), 16000)
 
 
 CASES = {
