@@ -3,7 +3,7 @@
 python evaluate.py results/AISHELL-1/cif/1986 --split test --beam 10
 python evaluate.py results/AISHELL-1/cif/1986 --lm results/AISHELL-1/lm/1986 --sweep
 python evaluate.py results/AISHELL-1/cif/1986 --split test --swept
-python evaluate.py export results/AISHELL-1/cif/1986 my_model
+python evaluate.py export results/AISHELL-1/cif/1986 my_model --swept
 
 Writes the error rate with its substitutions, deletions and insertions into the run's
 run.json, and every utterance's alignment into errors_*.txt beside it. --sweep decodes
@@ -16,7 +16,7 @@ import os
 import sys
 
 from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.program import Parser, run_program
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
@@ -25,8 +25,10 @@ SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
 
 def parse_arguments(argv):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        "evaluate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="output_folder of a training run")
     parser.add_argument(
@@ -55,8 +57,20 @@ def parse_arguments(argv):
     add(
         "--hotword_weight",
         type=option_type(1.0, "0 for none"),
-        default=1.0,
-        help="what a token of theirs earns (default: 1)",
+        help="what a token of theirs earns in the search (default: 1; with --coldec 0)",
+    )
+    add("--coldec", help="network that knows --hotwords: folder of train_coldec.py")
+    add(
+        "--coldec_weight",
+        type=option_type(0.5, "0 to 1"),
+        default=0.5,
+        help="share of its distribution at every fire (default: 0.5)",
+    )
+    add("--purify", type=count, help="phrases that a fire keeps (default: all)")
+    add(
+        "--eos_threshold",
+        type=option_type(1.5, "1.5 as in SpeechBrain"),
+        help="end early only where log p(end) > this times that of the best token",
     )
     add(
         "--tail_threshold",
@@ -85,6 +99,10 @@ def parse_arguments(argv):
         parser.error("--rescore_weight needs --rescore")
     if given.hotwords and given.sweep:
         parser.error("--sweep knows no --hotwords: give them with --swept")
+    if given.coldec and not given.hotwords:
+        parser.error("--coldec needs --hotwords")
+    if given.hotword_weight is None:
+        given.hotword_weight = 0.0 if given.coldec else 1.0
     if given.sweep:
         if given.split or given.csv or given.swept:
             parser.error("--sweep reads the validation set only: no --split, --csv")
@@ -101,6 +119,7 @@ def main(given):
     """Load the run, decode, write the figures down."""
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes.data.batches import make_dataset
+    from cif_lobes.decoding.context import load_context
     from cif_lobes.decoding.fusion import fuse
     from cif_lobes.decoding.hotwords import load_hotwords
     from cif_lobes.decoding.language_model import load_scorer
@@ -110,6 +129,8 @@ def main(given):
     from cif_lobes.runs.cif import load_run
     from cif_lobes.runs.evaluation import score
     from cif_lobes.runs.stages import manifest_paths
+    from cif_lobes.storage.parameters import read_parameters
+    from cif_lobes.teachers.cif_recognizer import hash_weights
 
     models = ("lm", "rescore")
     changed = {n: v for n in (*SWEPT, *models) if (v := getattr(given, n)) is not None}
@@ -167,17 +188,38 @@ def main(given):
     if given.lm:
         # Two folders of its path tell its row and seed.
         changed["lm"] = "-".join(os.path.abspath(lm).split(os.sep)[-2:])
-    tree = None
+    tree = context = None
     if given.hotwords:
-        tree = load_hotwords(given.hotwords, hparams["tokenizer"])
+        if given.hotword_weight:
+            tree = load_hotwords(given.hotwords, hparams["tokenizer"])
         name = os.path.splitext(os.path.basename(given.hotwords))[0]
         changed |= {"hotwords": name, "hotword_weight": given.hotword_weight}
         decoding |= {"hotwords": given.hotwords, "hotword_weight": given.hotword_weight}
+    if given.coldec:
+        settings = {"coldec_weight": given.coldec_weight, "purify": given.purify or 0}
+        context = load_context(
+            given.coldec,
+            hash_weights(read_parameters(given.run)),
+            given.hotwords,
+            hparams["tokenizer"],
+            *settings.values(),
+        )
+        name = "-".join(os.path.abspath(given.coldec).split(os.sep)[-2:])
+        changed |= {"coldec": name, **settings}
+        decoding |= {"coldec": given.coldec, **settings}
+    if given.eos_threshold:
+        changed["eos_threshold"] = decoding["eos_threshold"] = given.eos_threshold
     weight = decoding.get("lm_weight", 0)
     scorer = fuse(scorer, weight, tree, given.hotword_weight)
-    if scorer or rescorer or "beam" in chosen:
+    if scorer or rescorer or context or given.eos_threshold or "beam" in chosen:
         beam = chosen.get("beam", hparams.get("beam_size", 10 if rescorer else 1))
-        searcher = BeamSearcher(hparams["decoder"], beam, scorer)
+        searcher = BeamSearcher(
+            hparams["decoder"],
+            beam,
+            scorer,
+            context=context,
+            eos_threshold=given.eos_threshold,
+        )
         if rescorer:
             weight = chosen.get("rescore_weight", 0.2)
             decoding |= {"rescore": rescore, "rescore_weight": weight}
@@ -191,7 +233,7 @@ def main(given):
 
 def export(argv):
     """Write a run's recogniser into a folder that SpeechBrain loads, or as ONNX."""
-    parser = argparse.ArgumentParser("evaluate.py export", description=export.__doc__)
+    parser = Parser("evaluate.py export", description=export.__doc__)
     parser.add_argument("run", help="output_folder of a training run")
     parser.add_argument("out", help="new folder for the recogniser")
     parser.add_argument(
@@ -199,11 +241,39 @@ def export(argv):
     )
     count = option_type(1, "how many")
     parser.add_argument("--num_checkpoints", type=count, help="how many of them")
+    parser.add_argument(
+        "--beam",
+        type=count,
+        help="hypotheses kept (default: beam_size of the run's yaml)",
+    )
+    parser.add_argument(
+        "--tail_threshold",
+        type=option_type(0.4, "0 to 1"),
+        help="remainder that fires a last token (default: that of the run's yaml)",
+    )
+    parser.add_argument(
+        "--swept", action="store_true", help="what --sweep chose, unless given here"
+    )
     formats = ["speechbrain", "onnx"]
     parser.add_argument(
         "--format", choices=formats, default=formats[0], help="for whom"
     )
     given = parser.parse_args(argv)
+    chosen = {}
+    if given.swept:
+        from cif_lobes.runs import sweep
+
+        chosen = sweep.read(given.run)
+    changed = {n: getattr(given, n) for n in (*OF_YAML, "beam")}
+    chosen |= {name: value for name, value in changed.items() if value is not None}
+    for model in filter(None, (chosen.get("lm"), chosen.get("rescore"))):
+        print(
+            f"an export has no language model: beam and threshold were chosen with "
+            f"{model}, sweep without it to choose them for the export",
+            file=sys.stderr,
+        )
+    names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}
+    decoding = {name: chosen[n] for name, n in names.items() if n in chosen}
     if given.format == "onnx":
         from cif_lobes.inference.onnx_export import export_onnx as write
 
@@ -212,7 +282,8 @@ def export(argv):
         from cif_lobes.inference.export import export_run as write
 
         usage = f'EncoderDecoderASR.from_hparams(source="{given.out}")'
-    write(given.run, given.out, given.average, given.num_checkpoints)
+    averaged = chosen.get("average"), chosen.get("num_checkpoints")
+    write(given.run, given.out, *averaged, decoding)
     print(f"{given.out}: {usage}")
 
 

@@ -9,10 +9,12 @@ It needs about 5 GB and a minute; Linux only, because of the peak memory.
 
 import statistics
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from processes import KEEP_MEMORY, measure_apart, memory_status, run_benchmark
+from interleaved import in_turn, ratio, run_benchmark
+from processes import KEEP_MEMORY, measure_apart, memory_status
 
 from cif_lobes.losses.contrastive import contrastive_distillation
 
@@ -60,12 +62,8 @@ def measure_times(args):
     """Seconds of each way in interleaved rounds: other load hits both alike."""
     states = make_states(args.tokens, args.width)
     losses = {way: step(way, states, args.negatives) for way in WAYS}
-    seconds = {way: [] for way in WAYS}
-    for _ in range(args.rounds):
-        for way in WAYS:
-            start = time.perf_counter()
-            step(way, states, args.negatives)
-            seconds[way].append(time.perf_counter() - start)
+    ways = {way: partial(step, way, states, args.negatives) for way in WAYS}
+    seconds = in_turn(ways, args.rounds, time.perf_counter)
     return {"seconds": seconds, "losses": losses}
 
 
@@ -92,10 +90,9 @@ def report(args):
     ]
     seconds = times["seconds"]
     for way in WAYS:
-        pairs = zip(seconds[way], seconds["masked"], strict=True)
         lines.append(
             f"| {way} | {1000 * statistics.median(seconds[way]):.1f} "
-            f"| {statistics.median(a / b for a, b in pairs):.1f} "
+            f"| {ratio(seconds, way, 'masked'):.1f} "
             f"| {peaks[way]:.1f} | {peaks[way] / peaks['masked']:.1f} "
             f"| {times['losses'][way]:.3f} |"
         )
@@ -116,4 +113,4 @@ def measure(args, name):
 
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, SIZES, measure, report)
+    run_benchmark(__doc__, SIZES, report, measure)

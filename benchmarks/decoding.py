@@ -15,10 +15,11 @@ process of its own; Linux only.
 """
 
 import statistics
-import time
+from functools import partial
 
 import torch
-from processes import KEEP_MEMORY, measure_apart, memory_status, run_benchmark
+from interleaved import in_turn, ratio, run_benchmark
+from processes import KEEP_MEMORY, measure_apart, memory_status
 from speechbrain.decoders import S2STransformerBeamSearcher
 from speechbrain.lobes.models.transformer.TransformerASR import TransformerASR
 from speechbrain.nnet.linear import Linear
@@ -72,13 +73,6 @@ def make_cross_attention(beam_size, layers):
 WAYS = {"cif": make_cif, "cross-attention": make_cross_attention}
 
 
-def timed(function, *arguments):
-    """Seconds of the processor."""
-    start = time.process_time()
-    function(*arguments)
-    return time.process_time() - start
-
-
 def measure_times(args):
     """Seconds of the encoder and of each search, a list over interleaved rounds."""
     frames = round(100 * args.seconds)
@@ -86,17 +80,12 @@ def measure_times(args):
     x_lengths = torch.full((args.batch,), frames)
     encoder = ConformerEncoder(80, D, 15, NHEAD, D_FFN, 15, pool_after=[5, 10]).eval()
     encoded, _ = encoder(features, x_lengths)
-    work = {"encoder": (encoder, features, x_lengths)}
+    work = {"encoder": partial(encoder, features, x_lengths)}
     for beam_size in BEAMS:
         for way, make in WAYS.items():
             search = make(beam_size, args.layers)
-            search(encoded[:1], 2)  # the first search is slower
-            work[f"{way} {beam_size}"] = search, encoded, args.steps
-    seconds = {name: [] for name in work}
-    for _ in range(args.rounds):
-        for name, call in work.items():
-            seconds[name].append(timed(*call))
-    return seconds
+            work[f"{way} {beam_size}"] = partial(search, encoded, args.steps)
+    return in_turn(work, args.rounds)
 
 
 def measure_peak(args, name):
@@ -131,10 +120,9 @@ def report(args):
         way, beam_size = name.split()
         ours = f"cif {beam_size}"
         seconds = statistics.median(times[name])
-        pairs = zip(times[name], times[ours], strict=True)
         lines.append(
             f"| {beam_size} | {way} | {1000 * seconds / args.batch:.1f} "
-            f"| {statistics.median(a / b for a, b in pairs):.1f} "
+            f"| {ratio(times, name, ours):.1f} "
             f"| {seconds / audio:.4f} | {(encoder + seconds) / audio:.4f} "
             f"| {peaks[name]:.1f} | {peaks[name] / peaks[ours]:.1f} |"
         )
@@ -157,4 +145,4 @@ def measure(args, name):
 
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, SIZES, measure, report)
+    run_benchmark(__doc__, SIZES, report, measure)

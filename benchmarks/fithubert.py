@@ -10,12 +10,12 @@ Multiplications are those of convolutions and matrix products. The published fig
 6.95 for HuBERT and 1.33 for the student, leave out the two products of attention.
 """
 
-import argparse
 import statistics
-import time
+from functools import partial
 
 import torch
 import transformers
+from interleaved import in_turn, ratio, run_benchmark
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,27 +43,16 @@ def giga_macs(forward, batch):
 
 
 @torch.no_grad()
-def cpu_seconds(ways, batch, rounds):
-    """Seconds of every pass of each way, the first round, a warm-up, left out."""
-    seconds = {way: [] for way in ways}
-    for number in range(rounds + 1):
-        for way, (_, forward) in ways.items():
-            begin = time.process_time()
-            forward(*batch)
-            if number:
-                seconds[way].append(time.process_time() - begin)
-    return seconds
-
-
-def report(audio_seconds, rounds):
+def report(args):
     """The table, in markdown."""
     ways = make_ways()
-    samples = round(16000 * audio_seconds)
+    samples = round(16000 * args.seconds)
     batch = torch.randn(1, samples), torch.tensor([samples])
-    seconds = cpu_seconds(ways, batch, rounds)
+    calls = {way: partial(forward, *batch) for way, (_, forward) in ways.items()}
+    seconds = in_turn(calls, args.rounds)
     lines = [
-        f"{audio_seconds:g} s of audio, float32, CPU, 1 thread, PyTorch "
-        f"{torch.__version__}, median of {rounds} interleaved rounds.",
+        f"{args.seconds:g} s of audio, float32, CPU, 1 thread, PyTorch "
+        f"{torch.__version__}, median of {args.rounds} interleaved rounds.",
         "",
         "| | parameters, M | CPU seconds | ratio | GMAC per second of audio | ratio |",
         "|---|---:|---:|---:|---:|---:|",
@@ -71,33 +60,16 @@ def report(audio_seconds, rounds):
     base = giga_macs(ways["HuBERT-base"][1], batch)
     for way, (network, forward) in ways.items():
         parameters = sum(p.numel() for p in network.parameters()) / 1e6
-        pairs = zip(seconds[way], seconds["HuBERT-base"], strict=True)
         macs = giga_macs(forward, batch)
         lines.append(
             f"| {way} | {parameters:.1f} | {statistics.median(seconds[way]):.2f} "
-            f"| {statistics.median(a / b for a, b in pairs):.3f} "
-            f"| {macs / audio_seconds:.2f} | {macs / base:.3f} |"
+            f"| {ratio(seconds, way, 'HuBERT-base'):.3f} "
+            f"| {macs / args.seconds:.2f} | {macs / base:.3f} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def main():
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seconds", type=float, default=15.0, help="of audio")
-    parser.add_argument("--rounds", type=int, default=7, help="timed passes of each")
-    parser.add_argument("--out", help="also write the table to this markdown file")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    table = report(options.seconds, options.rounds)
-    print(table, end="")
-    if options.out:
-        with open(options.out, "w", encoding="utf-8") as file:
-            file.write(table)
-
+SIZES = {"seconds": (15.0, "of audio"), "rounds": (7, "timed passes of each")}
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(__doc__, SIZES, report)

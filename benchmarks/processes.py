@@ -1,12 +1,9 @@
 """Measurements in processes of their own: what one of them allocates hides nothing."""
 
-import argparse
 import json
 import os
 import subprocess
 import sys
-
-import torch
 
 # Large blocks stay with the process: otherwise page faults decide the timing.
 KEEP_MEMORY = {
@@ -51,39 +48,3 @@ def measure_apart(script, args, sizes, measure, environment=None):
         check=True,
     )
     return json.loads(run.stdout)
-
-
-def run_benchmark(description, sizes, measure, report):
-    """The command line of a benchmark whose measurements are processes of their own.
-
-    Arguments
-    ---------
-    description : str
-        Its first line is printed by --help.
-    sizes : dict of str to (object, str)
-        Default and explanation of each argument.
-    measure : callable
-        From the arguments and the name of a measurement to what JSON can hold.
-    report : callable
-        From the arguments to the table, in markdown.
-    """
-    parser = argparse.ArgumentParser(
-        description=description.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, (default, text) in sizes.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-    parser.add_argument("--out", help="also write the table to this markdown file")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    if args.measure:
-        print(json.dumps(measure(args, args.measure)))
-        return
-    table = report(args)
-    print(table, end="")
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as file:
-            file.write(table)

@@ -19,8 +19,9 @@ from cif_lobes.data.batches import read_audio
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.text import normalize
 from cif_lobes.decoding.scoring import NAMES, ErrorRate
-from cif_lobes.inference.export import PARAMETERS
-from cif_lobes.inference.recognizer import CIFRecognizer, split_at_pauses
+from cif_lobes.inference.export import find_parameters
+from cif_lobes.inference.recognizer import CIFRecognizer
+from cif_lobes.inference.windows import find_pause
 
 PLACES = ("before", "behind", "within")
 NOISE_DB = (None, -60, -40)  # None: digital zeros
@@ -34,8 +35,9 @@ def surround(signal, silence, place, sample_rate):
     if place == "before":
         first, second = second, first
     if place == "within":
-        just_too_short = (len(signal) - 1) / sample_rate
-        first, second = split_at_pauses(signal, sample_rate, just_too_short)
+        third = len(signal) // 3
+        cut = third + find_pause(signal[third : 2 * third].numpy(), sample_rate)
+        first, second = signal[:cut], signal[cut:]
     return torch.cat([first, silence, second])
 
 
@@ -56,10 +58,10 @@ def open_recognizer(folder):
         onnx = OnnxRecognizer(folder)
 
         def recognize_each(signals):
-            return [onnx.transcribe(signal.numpy()).text for signal in signals]
+            return [t.text for t in onnx.transcribe(signals, max_seconds=60.0)]
 
         return recognize_each, onnx.sample_rate, onnx.settings["language"]
-    is_export = pathlib.Path(folder, PARAMETERS).exists()
+    is_export = find_parameters(folder) is not None
     load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
     recognizer = load(folder, {"beam_size": 1})
 

@@ -11,7 +11,6 @@ to 35 characters, 14.4 on average) and random characters, so that no two are equ
 are interleaved, so that what else runs on the machine slows both alike.
 """
 
-import argparse
 import os
 import pathlib
 import random
@@ -23,6 +22,7 @@ import h5py
 import numpy as np
 import torch
 import transformers
+from interleaved import run_benchmark
 
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.writer import CacheWriter
@@ -222,25 +222,6 @@ ARGUMENTS = {
     "batch_tokens": (4096, "teacher pieces in a batch of `cache`"),
 }
 
-
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    for name, (default, text) in ARGUMENTS.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--out", help="also write the tables to this markdown file")
-    args = parser.parse_args()
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    table = report(args)
-    print(table, end="")
-    if args.out:
-        pathlib.Path(args.out).write_text(table, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    run_benchmark(__doc__, ARGUMENTS, report)

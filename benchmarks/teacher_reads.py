@@ -8,7 +8,6 @@ of the Mandarin recipe, forward and backward on one thread: what a larger networ
 worker process that reads ahead spends on reading is a smaller share still.
 """
 
-import argparse
 import pathlib
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ import numpy as np
 import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from interleaved import run_benchmark
 from speechbrain.dataio.dataloader import make_dataloader
 
 from cif_lobes.cache.reader import TeacherCache
@@ -84,8 +84,9 @@ def seconds_of_steps(hparams, loader):
     return seconds
 
 
-def report(count, rounds):
+def report(args):
     """The table."""
+    count, rounds = args.utterances, args.rounds
     with tempfile.TemporaryDirectory() as folder:
         tokenizer, cache = make_corpus(pathlib.Path(folder), count)
         manifest = pathlib.Path(folder) / "train.csv"
@@ -118,22 +119,10 @@ def report(count, rounds):
     )
 
 
+SIZES = {
+    "utterances": (240, "of 4.4 s on average"),
+    "rounds": (10, "times all batches are made"),
+}
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--utterances", type=int, default=240, help="of 4.4 s on average"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="times all batches are made"
-    )
-    parser.add_argument("--out", help="also write the table to this markdown file")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    table = report(args.utterances, args.rounds)
-    print(table, end="")
-    if args.out:
-        pathlib.Path(args.out).write_text(table, encoding="utf-8")
+    run_benchmark(__doc__, SIZES, report)

@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 
@@ -116,6 +118,16 @@ def train(arguments, recipe="AISHELL-1", processes=1, check=True):
     return done
 
 
+def interrupt(command):
+    """Run a training command and press Ctrl-C in its second epoch."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **streams)
+    for line in process.stdout:
+        if "Going into epoch 2" in line:
+            process.send_signal(signal.SIGINT)
+    assert process.wait() == 1
+
+
 def last_checkpoint(run):
     """Parameters of the newest checkpoint."""
     newest = max(run.glob("save/CKPT*"), key=os.path.getmtime)
@@ -197,6 +209,13 @@ def epochs(run):
         row["train"].pop("seconds")
         row["valid"].pop("seconds")
     return rows
+
+
+def docs_files(text):
+    """Files that a page shows, by path: `path`, a colon, and a block of code."""
+    return dict(
+        re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    )
 
 
 def rows_of(path):

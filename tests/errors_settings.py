@@ -1,12 +1,11 @@
 """Bad settings and folders, for docs/errors.md."""
 
-import contextlib
-import io
-import os
+import json
 from unittest import mock
 
 import torch
 from conftest import ROOT
+from typed import refused
 
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.export import open_export, open_run
@@ -14,30 +13,19 @@ from cif_lobes.runs.start import check_network
 from cif_lobes.settings.cli import parse
 from cif_lobes.settings.safe_yaml import inside, read_settings
 from cif_lobes.storage.checkpoints import SafeCheckpointer
+from cif_lobes.storage.lock import lock_run
 
 TITLE = "Settings and folders"
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini.yaml"
 
 
+def _train(words):
+    return parse(words, YAML, "Train.")
+
+
 def _option(*words):
     """What the command line of a training says."""
-
-    def cause(folder):
-        said, here = io.StringIO(), os.getcwd()
-        os.chdir(ROOT)  # messages name files as they are typed there
-        try:
-            with contextlib.redirect_stderr(said):
-                parse([*words], YAML, "Train.")
-        except SystemExit:
-            pass
-        else:
-            return
-        finally:
-            os.chdir(here)
-        # Without the name of the program, which is pytest's here.
-        raise SystemExit(said.getvalue().partition(": ")[2])
-
-    return cause
+    return refused(_train, *words)
 
 
 def _yaml(text, needed=()):
@@ -68,6 +56,13 @@ def _link(folder):
     inside(folder / "run", "chars.txt")
 
 
+def _at_work(folder):
+    owner = {"host": "gpu7", "pid": 1234, "since": "2026-11-26 10:00:00"}
+    (folder / "run").mkdir()
+    (folder / "run/run.lock").write_text(json.dumps(owner))
+    lock_run(folder / "run")
+
+
 def _another_kind(folder):
     (folder / "save").mkdir()
     (folder / "hyperparams.yaml").write_text("modules: {student: 1}\n")
@@ -83,17 +78,21 @@ CASES = {
     "`--ctc_weight -1`": _option("--ctc_weight", "-1"),
     "`--tail_threshold 5`": _option("--tail_threshold", "5"),
     "`--num_checkpoints 0`": _option("--num_checkpoints", "0"),
-    "`--ckpt_interval_minutes 0.5`": _option("--ckpt_interval_minutes", "0.5"),
     "`--average mean`": _option("--average", "mean"),
     "`--speeds 90`": _option("--speeds", "90"),
     "`--skip_prep no`": _option("--skip_prep", "no"),
     "`--device gpu`": _option("--device", "gpu"),
+    "`--num_epochs 3`": _option("--num_epochs", "3"),
+    "`--lr` without a value": _option("--lr"),
     "a run goes on with another network": _network,
+    "a folder in which another training is at work": _at_work,
     "`!apply:os.system [ls]` in a run's yaml": _yaml(
         "a: 1\nb: !apply:os.system [ls]\n"
     ),
     "a tuple in a run's yaml": _yaml("a: (1, 2)\n"),
     "a yaml that is none": _yaml("- 1\n"),
+    "a bracket that is never closed": _yaml("a: [1, 2\nb: 3\n"),
+    "`!ref` to a setting that is not there": _yaml("a: !ref <lost>\n"),
     "a run's yaml without a setting that is needed": _yaml("a: 1\n", ["tokenizer"]),
     "a vocabulary that is a link out of its folder": _link,
     "a run of another kind where a recogniser is expected": _another_kind,

@@ -1,4 +1,4 @@
-"""Every command of the README runs, on a tiny corpus where it names a large one."""
+"""Every command of README and docs runs, on a tiny corpus where it names a large one."""
 
 import os
 import re
@@ -13,26 +13,58 @@ from conftest import PITCH, ROOT, TINY, speak, write_corpus
 from tiny_hubert import make_hubert
 from tiny_teacher import make_teacher
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
+# In the order in which a reader types them: what a page needs, those before it have made.
+PAGES = ["README.md", "docs/train.md", "docs/own_recordings.md", "docs/recognise.md"]
+PAGES += ["docs/report.md"]
+ELSEWHERE = {"docs/extending.md"}  # run by tests of its own, test_extending*.py
+EVERY_PAGE = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "docs/*/*.md", "recipes/*/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+def commands(page):
+    """The lines of a page's bash blocks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def anchors(page):
+    """What a link to a page may have behind its #."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+
+
+def test_the_readme_is_read_in_minutes():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 200
+
+
+def test_no_page_of_docs_with_commands_is_left_out():
+    pages = [p.relative_to(ROOT).as_posix() for p in ROOT.glob("docs/*.md")]
+    assert {page for page in pages if commands(page)} <= {*PAGES, *ELSEWHERE}
 
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = [c.split()[1] for c in COMMANDS if c.startswith("make ")]
+    targets = [c.split()[1] for c in commands("README.md") if c.startswith("make ")]
     assert "quickstart" in targets
     for target in [*targets, "test", "lint", "setup"]:
         assert f"\n{target}:" in makefile
 
 
-def test_every_link_leads_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        if not link.startswith("http"):
-            assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
 
 
 def aishell(folder):
@@ -67,7 +99,7 @@ def librispeech(folder):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A working folder in which the README's paths mean something small."""
+    """A working folder in which the pages' paths mean something small."""
     place = tmp_path_factory.mktemp("readme")
     aishell(place / "data/aishell")
     librispeech(place / "data/LibriSpeech")
@@ -115,8 +147,9 @@ def in_place(command, place):
 @pytest.mark.slow
 def test_commands_run_in_order(place):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    scripts = [c for c in COMMANDS if not c.startswith(("make ", "source "))]
-    assert len(scripts) >= 8
+    typed = [command for page in PAGES for command in commands(page)]
+    scripts = [c for c in typed if not c.startswith(("make ", "source "))]
+    assert len(scripts) >= 30
     for command in scripts:
         done = subprocess.run(
             in_place(command, place),
@@ -127,3 +160,4 @@ def test_commands_run_in_order(place):
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (place / "fires.png").stat().st_size > 10_000
+    assert (place / "my_fires.png").stat().st_size > 10_000

@@ -109,8 +109,7 @@ def show(brain, name, signal, reference, path):
     from cif_lobes.inference import plot as alignment_plot
     from cif_lobes.nets.features import LogMel
 
-    hparams, encoder = brain.hparams, brain.hparams.encoder
-    rate = hparams.sample_rate
+    hparams, rate = brain.hparams, brain.hparams.sample_rate
     # Whatever the network reads, the picture shows a spectrogram.
     spectrogram = LogMel(rate)
     batch = PaddedBatch([{"signal": signal}])
@@ -126,12 +125,7 @@ def show(brain, name, signal, reference, path):
     # The network names the fires up to the end of sentence, and those behind it not.
     tokens = [decode([token]) or SPACE for token in hypothesis] + ["<eos>"]
     tokens = (tokens + [""] * num_fires)[:num_fires]
-    clock = alignment.frame_clock(
-        encoder.frontend.strides,
-        len(encoder.pool_after),
-        hparams.features.hop / rate,
-        hparams.features.centre / rate,
-    )
+    clock = alignment.frame_clock(hparams.features, hparams.encoder, rate)
     spans = alignment.token_spans(tokens, fired.boundaries[0], clock)
     by_words = hparams.error_unit == "word"
     figure = alignment_plot.plot(

@@ -25,9 +25,8 @@ class TeacherStates:
         The loaded yaml: cache, dtype, overwrite, and what the kind needs.
     """
 
-    tolerance = (
-        0.01  # of a state's length: bfloat16 moves it by 0.2 %, and batches by less
-    )
+    # Of a state's length: bfloat16 moves it by 0.2 %, and larger batches by less.
+    tolerance = 0.01
     sample = 20  # utterances computed again by verify
     unit, row = "utterances", "frames"  # what a key is, and what has a state, in words
     measured, scale = "a state", " of its length"  # what verify compares, in words

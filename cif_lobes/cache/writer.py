@@ -31,6 +31,7 @@ from cif_lobes.cache.reader import (
     open_hdf5,
     text_hash,
 )
+from cif_lobes.storage.atomic_files import fsync
 
 
 class CacheWriter:
@@ -186,7 +187,7 @@ class CacheWriter:
         write_seal(self._fd, self._values, self._offsets[-1] * self._state_bytes)
         os.fsync(self._fd)
         os.replace(self.partial, self.path)
-        _fsync_folder(self.path)
+        fsync(_folder(self.path))
 
     def __enter__(self):
         return self
@@ -246,7 +247,7 @@ class CacheWriter:
         fd = _lock(new)
         os.fsync(fd)
         os.replace(new, self.partial)
-        _fsync_folder(self.path)
+        fsync(_folder(self.path))
         os.close(self._fd)
         self._fd = fd
 
@@ -343,10 +344,3 @@ def _reserve(file, name, shape, dtype):
     plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     file.create_dataset(name, shape, dtype, dcpl=plist)
-
-
-def _fsync_folder(path):
-    """Make a rename survive a power cut."""
-    fd = os.open(_folder(path), os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)

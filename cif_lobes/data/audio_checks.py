@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tqdm import tqdm
 
-from cif_lobes.storage.atomic_files import atomic_open
 from cif_lobes.data.audio_files import examine
+from cif_lobes.storage.atomic_files import atomic_open
 
 # A row of what is remembered; seconds that can be decoded, and what is wrong.
 Examined = collections.namedtuple("Examined", "path size modified seconds fault")

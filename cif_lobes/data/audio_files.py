@@ -10,6 +10,7 @@ BLOCK = (
     1 << 20
 )  # samples decoded at a time where all that is wanted is whether they can be
 SLACK = 0.1  # seconds that a header may promise too much: mp3 counts whole frames
+OGG_PAGE = 65307  # bytes at most
 # What a header says of samples that are not there (WAV, AIFF).
 PROMISED = re.compile(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
@@ -63,13 +64,13 @@ def read(path, offset=None, duration=None):
             samples = file.read(wanted, "float32", always_2d=True)
             fault = ""
             if wanted < 0:
-                fault = _fault_of_length(file, path, start + len(samples))
+                fault = fault_of_length(file, path, start + len(samples))
             elif wanted - len(samples) > SLACK * rate:
                 fault = f"it ends before {offset + duration:.1f} s"
     except (OSError, soundfile.SoundFileError) as error:
         raise _unusable(path, _fault_of_decoding(path, error)) from None
     samples = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    fault = fault or _fault_of_samples(samples, start, rate)
+    fault = fault or fault_of_samples(samples, start, rate)
     if fault:
         raise _unusable(path, fault)
     return samples, rate
@@ -95,12 +96,12 @@ def examine(path):
             rate, done = file.samplerate, 0
             while not fault:
                 block = file.read(BLOCK // file.channels, "float32")
-                fault = _fault_of_samples(block, done, rate)
+                fault = fault_of_samples(block, done, rate)
                 done += len(block)
                 seconds = done / rate
                 if not len(block):
                     break
-            fault = fault or _fault_of_length(file, path, done)
+            fault = fault or fault_of_length(file, path, done)
     except (OSError, soundfile.SoundFileError) as error:
         fault = _fault_of_decoding(path, error)
     return round(seconds, 6), fault
@@ -136,14 +137,42 @@ def breaks_off(log, duration):
     return f"it breaks off after {duration:.1f} of {whole:.1f} s"
 
 
-def _fault_of_length(file, path, done):
-    """What is missing of a file of which `done` samples could be read."""
+def fault_of_length(file, path, done):
+    """What is missing of a file of which `done` samples could be read.
+
+    Arguments
+    ---------
+    file : soundfile.SoundFile
+    path : str
+    done : int
+        Samples, of each channel.
+
+    Returns
+    -------
+    str
+        In words; empty if nothing is.
+    """
     seconds, promised = done / file.samplerate, file.frames / file.samplerate
     # libsndfile guesses the length of an mp3 that does not state it.
     sure = file.format != "MP3" or _states_length(path)
     if sure and promised - seconds > SLACK:
         return f"it breaks off after {seconds:.1f} of {promised:.1f} s"
+    if file.format == "OGG" and not _ends_stream(path):
+        return f"it breaks off after {seconds:.1f} s: its last Ogg page is not the end"
     return breaks_off(file.extra_info, seconds)
+
+
+def _ends_stream(ogg):
+    """Whether the last page of an Ogg file is whole and marked as the end."""
+    with open(ogg, "rb") as file:
+        file.seek(max(0, os.path.getsize(ogg) - 2 * OGG_PAGE))
+        tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS\0")) :]
+    if len(page) < 27:
+        return False
+    sizes = page[27 : 27 + page[26]]  # of its segments
+    is_whole = len(page) >= 27 + page[26] + sum(sizes)
+    return is_whole and bool(page[5] & 4)
 
 
 def _states_length(mp3):
@@ -166,8 +195,22 @@ def _unusable(path, fault):
     )
 
 
-def _fault_of_samples(samples, first, rate):
-    """The first sample that is no number, in words; `first` stand before these."""
+def fault_of_samples(samples, first, rate):
+    """The first sample that is no number.
+
+    Arguments
+    ---------
+    samples : numpy.ndarray, [samples] or [samples, channels], float32
+    first : int
+        Samples before these.
+    rate : int
+        Hz.
+
+    Returns
+    -------
+    str
+        In words; empty if all are numbers.
+    """
     finite = np.isfinite(samples)
     if finite.all():
         return ""

@@ -11,8 +11,8 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from cif_lobes.data import audio_files
 from cif_lobes.data.manifest import Utterance, read_manifest
-from cif_lobes.devices.processes import rank_and_processes
 from cif_lobes.data.update_batches import UpdateBatches
+from cif_lobes.devices.processes import rank_and_processes
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +107,7 @@ def dataset_rows(manifest):
     }
 
 
-def make_dataset(
-    manifest, tokenizer, sample_rate, teacher_cache=None, ears_cache=None
-):
+def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None, ears_cache=None):
     """A dataset over one manifest.
 
     Its items are `id`, `signal` [samples], `tokens` [U + 1] ending in end of sentence,

@@ -135,7 +135,8 @@ def _columns(found, path):
 def _read_csv(path):
     records, ours, line = [], None, 0
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, skipinitialspace=True)
+        # Strict: a quote that is never closed would swallow rows without a word.
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
         try:
             for row in reader:
                 if not row:
@@ -144,6 +145,7 @@ def _read_csv(path):
                     head = [name.strip() for name in row]
                     ours, unused = _columns(head, path)
                     names = [ours.get(name, name) for name in head]
+                    line = reader.line_num
                     continue
                 line = reader.line_num
                 if len(row) != len(names):
@@ -156,7 +158,8 @@ def _read_csv(path):
                 records.append((f"line {line}", cells))
         except csv.Error as error:
             raise ValueError(
-                f"{path}, after line {line}: {error}: is a double quote never closed?"
+                f"{path}, after line {line}: {error}: is a double quote never closed? "
+                'Quotes that belong to a text are doubled: "say ""yes"" now"'
             ) from None
     if ours is None:
         _columns([], path)

@@ -13,9 +13,9 @@ import os
 
 import soundfile
 
-from cif_lobes.storage.atomic_files import atomic_open
 from cif_lobes.data.audio_files import SLACK, breaks_off
 from cif_lobes.data.formats import read_records
+from cif_lobes.storage.atomic_files import atomic_open
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ import io
 import pathlib
 import re
 
-from cif_lobes.storage.atomic_files import atomic_open
+from cif_lobes.data.formats import not_utf8
 from cif_lobes.data.text import normalize
+from cif_lobes.storage.atomic_files import atomic_open
 
 BLANK, BOS, EOS, UNK = range(4)
 SPACE = "\u2581"  # SentencePiece's mark of a space before a word
@@ -130,6 +131,13 @@ class Tokenizer:
             )
         self._loaded = True
 
+    def _lines(self, data):
+        """Specials and the symbols of a vocabulary file of one a line."""
+        try:
+            return SPECIALS + data.decode().split("\n")[:-1]
+        except UnicodeDecodeError:
+            raise ValueError(f"tokenizer {not_utf8(self.path)}") from None
+
     def __getstate__(self):
         # DataLoader workers reload from the file: a SentencePiece model is not picklable
         # under every start method, and the file is small.
@@ -154,7 +162,7 @@ class CharTokenizer(Tokenizer):
         return _most_frequent((c for text in texts for c in text), self.vocab_size)
 
     def _load(self, data):
-        self._symbols = SPECIALS + data.decode().split("\n")[:-1]
+        self._symbols = self._lines(data)
         self._ids = {c: i for i, c in enumerate(self._symbols)}
         return len(self._symbols)
 
@@ -185,7 +193,7 @@ class WordTokenizer(Tokenizer):
         return _most_frequent((w for t in texts for w in t.split()), self.vocab_size)
 
     def _load(self, data):
-        self._symbols = SPECIALS + data.decode().split("\n")[:-1]
+        self._symbols = self._lines(data)
         self._ids = {w: i for i, w in enumerate(self._symbols)}
         return len(self._symbols)
 
@@ -234,6 +242,20 @@ class SentencePieceTokenizer(Tokenizer):
     def _train(self, texts):
         import sentencepiece
 
+        letters = {c for text in texts for c in text} | {SPACE}
+        letters -= {" "}
+        if not letters - {SPACE}:
+            raise ValueError(
+                f"tokenizer {self.path}: the training texts are empty. See the column "
+                "wrd of the training csv"
+            )
+        if self.vocab_size < len(letters) + len(SPECIALS):
+            raise ValueError(
+                f"tokenizer {self.path}: vocab_size {self.vocab_size} is too small, the "
+                f"training texts have {len(letters)} different characters, and "
+                f"{len(SPECIALS)} specials come on top. Run with --vocab_size "
+                f"{len(letters) + len(SPECIALS)} or more, or see whether the texts are clean"
+            )
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -261,7 +283,13 @@ class SentencePieceTokenizer(Tokenizer):
     def _load(self, data):
         import sentencepiece
 
-        self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise ValueError(
+                f"tokenizer {self.path} is no SentencePiece model, or a damaged one. Copy "
+                "it again from the run, or delete it to make it from this training set"
+            ) from error
         ids = range(self._model.get_piece_size())
         self._symbols = [self._model.id_to_piece(i) for i in ids]
         return len(self._symbols)
@@ -317,7 +345,7 @@ class WordPieceTokenizer(Tokenizer):
         return _most_frequent((p for p in pieces if p != "[UNK]"), self.vocab_size)
 
     def _load(self, data):
-        self._symbols = SPECIALS + data.decode().split("\n")[:-1]
+        self._symbols = self._lines(data)
         self._ids = {c: i for i, c in enumerate(self._symbols)}
         return len(self._symbols)
 
@@ -329,6 +357,11 @@ class WordPieceTokenizer(Tokenizer):
         if self._model is None:
             from tokenizers.implementations import BertWordPieceTokenizer
 
+            if not self.teacher_vocab.is_file():
+                raise FileNotFoundError(
+                    f"teacher_vocab {self.teacher_vocab} does not exist: give the "
+                    "vocab.txt in the teacher's folder"
+                )
             self._model = BertWordPieceTokenizer(str(self.teacher_vocab))
         encoded = self._model.encode(text, add_special_tokens=False)
         pieces, before = [], None

@@ -91,12 +91,7 @@ def load_hotwords(path, tokenizer):
     """
     phrases, start = read_hotwords(path), time.monotonic()
     tree = HotwordTree(phrases, tokenizer)
-    if tree.skipped:
-        logger.warning(
-            f"hotwords {path}: {len(tree.skipped):,} of {len(phrases):,} phrases cannot "
-            f"be written with {tokenizer.path} and are skipped, first "
-            f"{tree.skipped[0]!r}"
-        )
+    warn_skipped(path, phrases, tree.skipped, tokenizer)
     if len(phrases) >= MANY:
         seconds = time.monotonic() - start
         logger.warning(
@@ -105,6 +100,53 @@ def load_hotwords(path, tokenizer):
             "replace: give those of the recording"
         )
     return tree
+
+
+def write_with(tokenizer, phrases):
+    """Phrases as tokens.
+
+    Arguments
+    ---------
+    tokenizer : cif_lobes.data.tokens.Tokenizer
+        The recogniser's. Phrases are normalised as transcripts are.
+    phrases : list of (str, float)
+        Phrase and weight, see `read_hotwords`.
+
+    Returns
+    -------
+    written : list of (list of int, float)
+        Tokens and weight.
+    skipped : list of str
+        Phrases with a token that the vocabulary does not have.
+
+    Raises
+    ------
+    ValueError
+        If none can be written.
+    """
+    written, skipped = [], []
+    for phrase, weight in phrases:
+        tokens = tokenizer.encode(phrase)
+        if not tokens or tokenizer.unk_index in tokens:
+            skipped.append(phrase)
+        else:
+            written.append((tokens, weight))
+    if not written:
+        raise ValueError(
+            f"hotwords: none of {len(phrases):,} phrases can be written with "
+            f"{tokenizer.path}, first {skipped[0]!r}: it was made for another "
+            "language or spelling"
+        )
+    return written, skipped
+
+
+def warn_skipped(path, phrases, skipped, tokenizer):
+    """Log the phrases of a file that were skipped, if there are any."""
+    if skipped:
+        logger.warning(
+            f"hotwords {path}: {len(skipped):,} of {len(phrases):,} phrases cannot "
+            f"be written with {tokenizer.path} and are skipped, first {skipped[0]!r}"
+        )
 
 
 class HotwordTree:
@@ -152,20 +194,10 @@ class HotwordTree:
         # Nodes: 0 is the root. A value is what the tokens up to a node earn.
         self._children, self._parent, self._fail = [{}], [0], [0]
         self._depth, self._value, self._is_end = [0], [0.0], [False]
-        self.skipped = []
-        for phrase, weight in phrases:
-            tokens = tokenizer.encode(phrase)
-            if not tokens or tokenizer.unk_index in tokens:
-                self.skipped.append(phrase)
-                continue
+        written, self.skipped = write_with(tokenizer, phrases)
+        for tokens, weight in written:
             # A space that is a token of its own stands before the first word, too.
             self._add([space] * (space is not None) + tokens, weight, space)
-        if len(self._children) == 1:
-            raise ValueError(
-                f"hotwords: none of {len(phrases):,} phrases can be written with "
-                f"{tokenizer.path}, first {self.skipped[0]!r}: it was made for another "
-                "language or spelling"
-            )
         self.start = self._children[0].get(space, 0)
         self._kept = self._link()
         self._ways = {}

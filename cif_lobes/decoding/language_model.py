@@ -11,6 +11,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders import scorer as sb_scorer
 
+from cif_lobes.data.formats import not_utf8
 from cif_lobes.data.manifest import read_rows
 from cif_lobes.data.tokens import SPECIALS
 from cif_lobes.data.update_batches import UpdateBatches
@@ -33,13 +34,32 @@ def read_sentences(path):
     Returns
     -------
     iterator of str
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8, or not packed though it ends in .gz.
     """
     if str(path).endswith((".csv", ".json", ".jsonl")):
         yield from (u.wrd for u in read_rows(path) if u.wrd)
         return
     open_text = gzip.open if str(path).endswith(".gz") else open
-    with open_text(path, "rt", encoding="utf-8") as file:
-        yield from file
+    try:
+        with open_text(path, "rt", encoding="utf-8") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        packed = str(path).endswith(".gz")
+        why = (
+            f"{path} is packed text, but no UTF-8 ({error})"
+            if packed
+            else not_utf8(path)
+        )
+        raise ValueError(why) from None
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(
+            f"{path} is not packed by gzip, or breaks off ({error}): copy it again, or "
+            "take the .gz from its name if it is plain text"
+        ) from None
 
 
 class TokenText(torch.utils.data.Dataset):
@@ -265,7 +285,13 @@ def _load_ngram(path, tokenizer):
     # are unknown words, as is the blank, which the search never asks for.
     words = ["<unk>", "<s>", "</s>", "<unk>", *symbols]
     words += ["<unk>"] * (tokenizer.vocab_size - len(words))
-    scorer = KenLMScorer(str(path), tokenizer.vocab_size, words)
+    try:
+        scorer = KenLMScorer(str(path), tokenizer.vocab_size, words)
+    except ImportError:
+        raise ValueError(
+            f"language model {path} is an n-gram, which KenLM reads, and it is not "
+            "installed: pip install ufal-kenlm. Or give the output_folder of train_lm.py"
+        ) from None
     missing = [symbol for symbol in symbols if symbol not in scorer.lm]
     if len(missing) > len(symbols) / 2:
         raise ValueError(

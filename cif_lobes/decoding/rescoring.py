@@ -41,10 +41,15 @@ class HuggingFaceLMRescorer(sb_scorer.HuggingFaceLMRescorer):
                 load = AutoModelForCausalLM.from_pretrained
                 self.lm = load(source, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            is_folder = pathlib.Path(source).is_dir()
+            why = (
+                "no language model and tokenizer in this folder"
+                if pathlib.Path(source).is_dir()
+                else "no such folder, and no such name in the cache of the hub"
+            )
+            said = str(error).splitlines()[0]
             raise ValueError(
-                f"--rescore {source}: {'folder lacks' if is_folder else 'no such folder:'}"
-                f" a language model and its tokenizer ({str(error).splitlines()[0]})"
+                f"--rescore {source}: {why}. Give a folder that transformers loads, such as "
+                f"GPT-2's ({said})"
             ) from None
         if self.lm is None:
             raise ValueError(

@@ -32,6 +32,14 @@ class BeamSearcher(torch.nn.Module):
         `CoverageScorer`. For a `CTCScorer` whose head was trained with the end of
         sentence as a target, set its `eos_index` to the blank's: the end of sentence is
         then scored as the symbol it is.
+    context : cif_lobes.decoding.context.Context, optional
+        A ColDec, whose distribution is mixed with the decoder's at every fire, before
+        any scorer.
+    eos_threshold : float, optional
+        A hypothesis may end before its last fire only where log p(end) is at least this
+        many times that of the best token, say 1.5. A decoder trained with label
+        smoothing gives every token some probability at every step, so that ending at
+        once is cheaper than many steps more: letters have many.
     topk : int, optional
         Hypotheses that `nbest` returns at most; the whole beam if not given.
     blank_index, bos_index, eos_index : int
@@ -54,6 +62,8 @@ class BeamSearcher(torch.nn.Module):
         beam_size=10,
         scorer=None,
         topk=None,
+        context=None,
+        eos_threshold=None,
         blank_index=0,
         bos_index=1,
         eos_index=2,
@@ -63,6 +73,8 @@ class BeamSearcher(torch.nn.Module):
         self.beam_size = beam_size
         self.scorer = scorer
         self.topk = topk
+        self.context = context
+        self.eos_threshold = eos_threshold
         self.blank_index = blank_index
         self.bos_index = bos_index
         self.eos_index = eos_index
@@ -129,6 +141,7 @@ class BeamSearcher(torch.nn.Module):
         before = vectors.new_zeros(batch * width, vectors.shape[2])
         state = order = None
         memory = self._reset_scorer(vectors, lengths, encoded, x_lengths)
+        steps = self.context and self.context.start(vectors, lengths, width)
         if not self.decoder.autoregressive:
             every_step, _ = self.decoder(vectors, None, lengths)
         for u in range(int(lengths.max())):
@@ -142,10 +155,17 @@ class BeamSearcher(torch.nn.Module):
             else:
                 logits = every_step[:, u].repeat_interleave(width, dim=0)
             log_probs = logits.float().log_softmax(-1)
+            if steps:
+                log_probs = steps.mix(log_probs, u, previous, order)
             # Never a target, so never wanted; masked after the softmax, so that scores
             # stay the network's own log-probabilities.
             log_probs[:, self.blank_index] = -torch.inf
             log_probs[:, self.bos_index] = -torch.inf
+            if self.eos_threshold is not None:
+                best = log_probs.max(-1).values
+                early = log_probs[:, self.eos_index] < self.eos_threshold * best
+                early &= (lengths > u + 1).repeat_interleave(width)
+                log_probs[early, self.eos_index] = -torch.inf
             if self.scorer is not None:
                 log_probs, memory = self.scorer.score(
                     previous, memory, None, log_probs, width
@@ -191,12 +211,12 @@ class GreedySearcher(BeamSearcher):
     ---------
     decoder : cif_lobes.nets.decoder.CIFDecoder
         In eval mode.
-    **indices
-        blank_index, bos_index, eos_index of `BeamSearcher`.
+    **options
+        context, blank_index, bos_index, eos_index of `BeamSearcher`.
     """
 
-    def __init__(self, decoder, **indices):
-        super().__init__(decoder, beam_size=1, **indices)
+    def __init__(self, decoder, **options):
+        super().__init__(decoder, beam_size=1, **options)
 
 
 def cut_at_eos(tokens, eos_index):

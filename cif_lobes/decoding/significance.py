@@ -75,9 +75,11 @@ def compare_runs(ours, baseline, split, resamples=10_000, speakers=None):
     errors = [read_errors(run, split) for run in (*ours, *baseline)]
     for run, scored in zip((*ours, *baseline), errors, strict=True):
         if scored.keys() != errors[0].keys():
+            other = sorted(scored.keys() ^ errors[0].keys())
             raise ValueError(
-                f"{run} was scored on other utterances than {ours[0]}: {len(scored)} and "
-                f"{len(errors[0])}. Score both with evaluate.py"
+                f"{run} was scored on other utterances than {ours[0]}: of {len(scored):,} "
+                f"and {len(errors[0]):,}, {len(other):,} are in one only, first {other[0]}. "
+                "Score both on the same set with evaluate.py"
             )
         for uid, (_, length) in scored.items():
             if length != errors[0][uid][1]:

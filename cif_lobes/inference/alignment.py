@@ -24,26 +24,19 @@ class TokenSpan(NamedTuple):
     end: float  # seconds: the fire of this token
 
 
-def frame_clock(strides, num_pools, hop=0.01, first=0.0):
-    """Time of the encoder frames of a `ConformerEncoder`.
+def frame_clock(features, encoder, sample_rate):
+    """Time of the encoder frames of a network.
 
-    Feature frame i is centred at first + i * hop and stands for one hop. A valid
-    convolution of three frames with stride s centres its output j on input s * j + 1, a
-    pooling of pairs on 2 * j + 1/2. An encoder frame lasts as long as the hops it
-    replaces, hop times the product of strides and pools, around the centre that
-    follows. These are the frames that it stands for, not those that it knows: attention
-    sees the whole utterance, so a network may fire a token before or after its sound.
+    A frame lasts one hop around its centre. These are the frames that it stands for, not
+    those that it knows.
 
     Arguments
     ---------
-    strides : list of int
-        Strides of the front-end's 3x3 convolutions.
-    num_pools : int
-        Poolings of the encoder, each of two frames.
-    hop : float
-        Time between feature frames in seconds.
-    first : float
-        Centre of the first feature frame in seconds.
+    features, encoder : torch.nn.Module
+        With the clocks that `cif_lobes.nets` describes: `hop` and `centre`, of the features
+        in samples, of the encoder in frames of the features.
+    sample_rate : int
+        Hz.
 
     Returns
     -------
@@ -51,18 +44,14 @@ def frame_clock(strides, num_pools, hop=0.01, first=0.0):
 
     Example
     -------
-    >>> clock = frame_clock(strides=[2, 2], num_pools=1)
+    >>> from types import SimpleNamespace as Clock
+    >>> clock = frame_clock(Clock(hop=160, centre=0), Clock(hop=8, centre=5), 16000)
     >>> f"{clock.start:.2f} {clock.step:.2f}"
     '0.01 0.08'
     """
-    centre, reduction = 0.0, 1
-    for stride in strides:
-        centre += reduction
-        reduction *= stride
-    for _ in range(num_pools):
-        centre += reduction / 2
-        reduction *= 2
-    return FrameClock(first + (centre - reduction / 2) * hop, reduction * hop)
+    hop, first = features.hop / sample_rate, features.centre / sample_rate
+    start = first + (encoder.centre - encoder.hop / 2) * hop
+    return FrameClock(start, encoder.hop * hop)
 
 
 def token_spans(tokens, boundaries, clock):

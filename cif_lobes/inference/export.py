@@ -1,8 +1,9 @@
 """A trained run as a recogniser: the network and its parameters, nothing of training.
 
 An exported folder is complete and can be moved: hyperparams.yaml (the network),
-model.ckpt (its parameters, averaged over checkpoints), tokenizer.ckpt (the vocabulary),
-and of pretrained ears, ears/ (the encoder).
+    open_ears(hparams["features"], folder)
+model.safetensors (its parameters, averaged over checkpoints), tokenizer.ckpt (the
+vocabulary). Exports of before have the parameters in a model.ckpt of torch.
 SpeechBrain's own interface loads it, from a folder or from the hub::
 
     EncoderDecoderASR.from_hparams(source=folder).transcribe_file("speech.wav")
@@ -15,13 +16,19 @@ import io
 import json
 import pathlib
 import shutil
+from pickle import UnpicklingError
 
 import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from speechbrain.dataio.dataio import length_to_mask
+from speechbrain.utils.fetching import FetchSource
+from speechbrain.utils.parameter_transfer import Pretrainer
 
 from cif_lobes.devices.precision import full_float32
+from cif_lobes.inference.windows import MAX_SECONDS
 from cif_lobes.nets.kept_ears import export_ears, open_ears
 from cif_lobes.settings.safe_yaml import build, inside, read_settings
 from cif_lobes.storage.atomic_files import new_folder
@@ -31,11 +38,8 @@ from cif_lobes.storage.parameters import average_parameters
 # What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
 NETWORK = ("features", "encoder", "cif", "decoder")
 
-# Names under which SpeechBrain's Pretrainer looks for files.
-PARAMETERS, VOCABULARY = "model.ckpt", "tokenizer.ckpt"
-
-# Windows of recognition if nothing is known about the durations of training.
-MAX_SECONDS = 20.0
+PARAMETERS, OLD_PARAMETERS = "model.safetensors", "model.ckpt"
+VOCABULARY = "tokenizer.ckpt"  # as SpeechBrain's Pretrainer names it
 
 # Settings that an export has, too.
 COPIED = ("tail_threshold", "sample_rate")
@@ -77,11 +81,12 @@ modules:
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
   sample_rate: !ref <sample_rate>
 
-pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+pretrainer: !new:cif_lobes.inference.export.ExportPretrainer
   loadables:
     model: !ref <model>
     tokenizer: !ref <tokenizer>
   custom_hooks:
+    model: !name:cif_lobes.inference.export.use_parameters
     tokenizer: !name:cif_lobes.inference.export.use_vocabulary
 """
 
@@ -158,12 +163,67 @@ class FireDecoder(torch.nn.Module):
         return hypotheses, scores, None, None
 
 
+class ExportPretrainer(Pretrainer):
+    """SpeechBrain's, which looks for every file as .ckpt, but for the parameters."""
+
+    def collect_files(self, default_source=None, **options):
+        """Find the files of a folder or hub; see SpeechBrain."""
+        # A path, or how to fetch it and a path.
+        path = f"{getattr(default_source, 'path', default_source)}/{PARAMETERS}"
+        if isinstance(default_source, FetchSource):
+            path = FetchSource(default_source.FetchFrom, path)
+        self.add_paths({"model": path})
+        return super().collect_files(default_source, **options)
+
+
+def use_parameters(model, path):
+    """Give a network the parameters of an export.
+
+    Arguments
+    ---------
+    model : torch.nn.ModuleDict
+        Changed in place.
+    path : str
+        File of safetensors, or of torch if its name is `OLD_PARAMETERS` and no link.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, or of another network.
+    """
+    try:
+        # In its savedir SpeechBrain calls every file .ckpt.
+        if pathlib.Path(path).resolve().name == OLD_PARAMETERS:
+            parameters = load_parameters(path)
+        else:
+            parameters = load_file(path)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors: copy it again, or export the "
+            "run again"
+        ) from error
+    try:
+        model.load_state_dict(parameters)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} holds the parameters of another network than the hyperparams.yaml "
+            f"beside it describes, export the run again: {error}"
+        ) from error
+
+
+def find_parameters(folder):
+    """The file of parameters in a folder, if it is an exported one; else None."""
+    names = PARAMETERS, OLD_PARAMETERS
+    files = (pathlib.Path(folder, name) for name in names)
+    return next((file for file in files if file.exists()), None)
+
+
 def use_vocabulary(tokenizer, path):
     """Pretrainer's way to load a tokenizer: tell it where its file was put."""
     tokenizer.path = pathlib.Path(path)
 
 
-def read_run(folder, average=None, num_checkpoints=None):
+def read_run(folder, average=None, num_checkpoints=None, decoding=None):
     """What recognition needs of a run folder, wherever it has been moved to.
 
     The other objects of its yaml are not even made: an optimizer, an augmentation or a
@@ -175,6 +235,8 @@ def read_run(folder, average=None, num_checkpoints=None):
         Output folder of a training run.
     average, num_checkpoints : optional
         As in `storage.parameters.average_parameters`; by default what the yaml says.
+    decoding : dict, optional
+        `beam_size` and `tail_threshold` other than those of the yaml.
 
     Returns
     -------
@@ -226,6 +288,7 @@ def read_run(folder, average=None, num_checkpoints=None):
     exported["beam_size"] = settings["searcher"].get("beam_size", 1)
     exported |= {name: settings[name] for name in COPIED}
     exported["max_seconds"] = _longest_seconds(folder)
+    exported |= decoding or {}
     before = list(exported).index("searcher")
     for place, name in enumerate(("tokenizer", *NETWORK), before):
         exported.insert(place, name, settings[name])
@@ -242,7 +305,9 @@ def _longest_seconds(folder):
     return min(max(record.get("longest_seconds", MAX_SECONDS), 1.0), MAX_SECONDS)
 
 
-def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
+def export_run(
+    run_folder, out_folder, average=None, num_checkpoints=None, decoding=None
+):
     """Write the recogniser of a run into a folder of its own.
 
     Arguments
@@ -251,8 +316,8 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
         Output folder of a training run.
     out_folder : str
         Made; must be empty if it exists.
-    average, num_checkpoints : optional
-        As in `storage.parameters.average_parameters`; by default what the yaml says.
+    average, num_checkpoints, decoding : optional
+        As in `read_run`; by default what the yaml says.
 
     Raises
     ------
@@ -261,9 +326,16 @@ def export_run(run_folder, out_folder, average=None, num_checkpoints=None):
     FileExistsError
         If there is something in out_folder.
     """
-    settings, parameters, vocabulary = read_run(run_folder, average, num_checkpoints)
+    settings, parameters, vocabulary = read_run(
+        run_folder, average, num_checkpoints, decoding
+    )
     with new_folder(out_folder) as folder:
-        torch.save(parameters, folder / PARAMETERS)
+        # Copies, as tensors that share memory are refused.
+        save_file(
+            {name: tensor.clone() for name, tensor in parameters.items()},
+            folder / PARAMETERS,
+            metadata={"format": "pt"},
+        )
         shutil.copyfile(vocabulary, folder / VOCABULARY)
         export_ears(run_folder, folder)
         (folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
@@ -302,16 +374,18 @@ def open_export(folder, overrides=None):
     FileNotFoundError
         If the folder holds none.
     ValueError
-        If its yaml names what it may not; see `cif_lobes.settings.safe_yaml`.
+        If its yaml names what it may not, see `cif_lobes.settings.safe_yaml`; as
+        `use_parameters`.
     """
     folder = pathlib.Path(folder)
-    if not (folder / PARAMETERS).exists():
+    path = find_parameters(folder)
+    if path is None:
         raise FileNotFoundError(
             f"{folder} is not an exported recogniser: no {PARAMETERS}. Make one with: "
             f"python evaluate.py export RUN {folder}"
         )
     hparams = build(folder / "hyperparams.yaml", overrides)
     open_ears(hparams["features"], folder)
-    hparams["model"].load_state_dict(load_parameters(folder / PARAMETERS))
+    use_parameters(hparams["model"], path)
     hparams["tokenizer"].path = inside(folder, VOCABULARY)
     return hparams

@@ -3,15 +3,13 @@
 python evaluate.py export results/AISHELL-1/cif/1986 my_onnx --format onnx
 python -m cif_lobes.inference.onnx my_onnx *.wav
 
-Other sample rates need scipy. Greedy, one recording at a time, as long as the network can
-take; for beams, batches and long files there is `cif_lobes.inference.recognizer`.
+Other sample rates need scipy. Greedy, one window at a time; for beams and batches there
+is `cif_lobes.inference.recognizer`.
 """
 
-import argparse
 import json
 import math
 import pathlib
-import sys
 
 import numpy as np
 import onnxruntime
@@ -19,21 +17,20 @@ import soundfile
 
 from cif_lobes.data.tokens import SPACE
 from cif_lobes.inference.alignment import FrameClock
-from cif_lobes.inference.recordings import is_steady, read_mono
-from cif_lobes.inference.transcript import (
-    FORMATS,
-    Token,
-    Transcript,
-    check_format,
-    skip_message,
-    words_of,
+from cif_lobes.inference.command import (
+    command_line,
+    read_command,
+    transcribe_and_print,
 )
+from cif_lobes.inference.recordings import is_one, is_steady
+from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
+from cif_lobes.inference.windows import MAX_SECONDS, check_longest, read_windows
 from cif_lobes.settings.checks import option_type
 from cif_lobes.settings.program import run_program
 
 
 class OnnxRecognizer:
-    """Waveforms to transcripts.
+    """Recordings to transcripts.
 
     Arguments
     ---------
@@ -45,7 +42,7 @@ class OnnxRecognizer:
     Example
     -------
     >>> recognizer = OnnxRecognizer("my_onnx")  # doctest: +SKIP
-    >>> recognizer.transcribe_file("speech.wav").text  # doctest: +SKIP
+    >>> recognizer.transcribe("speech.wav").text  # doctest: +SKIP
     '你好'
     """
 
@@ -68,46 +65,79 @@ class OnnxRecognizer:
         text = (folder / "recognizer.json").read_text(encoding="utf-8")
         self.settings = json.loads(text)
         self.sample_rate = self.settings["sample_rate"]
+        self.max_seconds = self.settings.get("max_seconds", MAX_SECONDS)
+        self.space = "" if self.settings["language"] == "zh" else " "
 
-    def transcribe_file(self, path, channel=None):
-        """Recognise any file that libsndfile reads, or one channel of it, from 1."""
-        audio, rate = read_mono(path, channel)
+    def transcribe(
+        self, recordings, max_seconds=None, on_error=None, channel=None, vad=None
+    ):
+        """Recognise recordings, one after the other.
+
+        Arguments
+        ---------
+        recordings : str, os.PathLike or numpy.ndarray, or list of them
+            Files that libsndfile reads, or waveforms [samples] at `sample_rate`. Silence,
+            steady noise and what is shorter than an encoder frame have no text.
+        max_seconds, on_error, channel, vad : optional
+            As `cif_lobes.inference.recognizer.CIFRecognizer.transcribe`.
+
+        Returns
+        -------
+        cif_lobes.inference.transcript.Transcript, or list of them
+            In the order given; None where on_error was called.
+
+        Raises
+        ------
+        OSError, soundfile.SoundFileError, ValueError
+            If one cannot be read or is no waveform, and there is no on_error.
+        """
+        if is_one(recordings):
+            (transcript,) = self.transcribe(
+                [recordings], max_seconds, on_error, channel, vad
+            )
+            return transcript
+        how = (
+            check_longest(self.max_seconds if max_seconds is None else max_seconds),
+            channel,
+            vad,
+        )
+        transcripts = []
+        for recording in recordings:
+            try:
+                windows = read_windows(recording, self.sample_rate, *how)
+                found = [self._recognize(*window) for window in windows]
+                transcripts.append(join_windows(filter(None, found), self.space))
+            except (OSError, ValueError, soundfile.SoundFileError) as error:
+                if on_error is None:
+                    raise
+                on_error(recording, error)
+                transcripts.append(None)
+        return transcripts
+
+    def _recognize(self, signal, start, rate):
+        """A list of the Transcript of a window; an empty one if nobody speaks."""
         if rate != self.sample_rate:
             from scipy.signal import resample_poly
 
             divisor = math.gcd(rate, self.sample_rate)
-            audio = resample_poly(audio, self.sample_rate // divisor, rate // divisor)
-        return self.transcribe(audio)
-
-    def transcribe(self, signal):
-        """Recognise one utterance.
-
-        Arguments
-        ---------
-        signal : numpy.ndarray, [samples], float32
-            At `sample_rate`; at least one sample.
-
-        Returns
-        -------
-        cif_lobes.inference.transcript.Transcript
-            Empty for silence, steady noise and less than an encoder frame.
-        """
+            signal = resample_poly(signal, self.sample_rate // divisor, rate // divisor)
         frame = self.settings["frame_step"] * self.sample_rate
         if len(signal) < frame or is_steady(signal, self.sample_rate):
-            return Transcript("", 0.0, [], [])
+            return []
         vectors, boundaries = self.encoder.run(None, {"signal": signal[None]})
         ids, log_probs = self._search(vectors)
         settings = self.settings
         clock = FrameClock(settings["frame_start"], settings["frame_step"])
         times = clock.start + clock.step * boundaries[0].astype(float)
-        times = np.minimum(times, len(signal) / self.sample_rate).tolist()
+        times = start + np.minimum(times, len(signal) / self.sample_rate)
+        times = times.tolist()
         tokens = [
             Token(self._text([token]), times[u], times[u + 1], math.exp(log_probs[u]))
             for u, token in enumerate(ids)
         ]
         text = self._text(ids)
         words = tokens if settings["language"] == "zh" else words_of(tokens, text)
-        return Transcript(text, sum(log_probs), tokens, words)
+        return [Transcript(text, sum(log_probs), tokens, words)]
 
     def _search(self, vectors):
         """Greedy tokens, end of sentence excluded, and log-probabilities with it."""
@@ -143,39 +173,11 @@ class OnnxRecognizer:
 
 def main(argv=None):
     """Recognise files and print."""
-    parser = argparse.ArgumentParser(
-        "python -m cif_lobes.inference.onnx", description="Recognise recordings."
-    )
-    parser.add_argument("model", help="folder of an ONNX export")
-    parser.add_argument("files", nargs="+", help="audio files")
-    parser.add_argument(
-        "--format", choices=FORMATS, default="text", help="default: text"
-    )
-    parser.add_argument(
-        "--channel",
-        type=option_type(1, "how many"),
-        help="of files with several, from 1 (default: mixed)",
-    )
-    parser.add_argument(
-        "--threads", type=option_type(1, "how many"), default=1, help="CPU threads"
-    )
-    given = parser.parse_args(argv)
-    check_format(parser, given)
-    try:
-        recognizer = OnnxRecognizer(given.model, given.threads)
-    except FileNotFoundError as error:
-        parser.error(error)
-    skipped = []
-    for file in given.files:
-        try:
-            transcript = recognizer.transcribe_file(file, given.channel)
-        except (OSError, ValueError, soundfile.SoundFileError) as error:
-            skipped.append(file)
-            print(skip_message(file, error), file=sys.stderr)
-        else:
-            print(FORMATS[given.format](file, transcript), end="")
-    if skipped:
-        sys.exit(f"{len(skipped)} of {len(given.files)} files could not be read")
+    parser = command_line("python -m cif_lobes.inference.onnx")
+    threads = option_type(1, "how many")
+    parser.add_argument("--threads", type=threads, default=1, help="CPU threads")
+    given = read_command(parser, argv)
+    transcribe_and_print(OnnxRecognizer(given.model, given.threads), given)
 
 
 if __name__ == "__main__":

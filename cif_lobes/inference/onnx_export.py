@@ -6,7 +6,7 @@
 - decoder.onnx: one step of the decoder. Its state [1, layers, 2, nhead, past, D / nhead]
   holds the keys and values of `past` steps, 0 of them before the first.
 - recognizer.json: tokens by id, the indices of the specials, sample rate in Hz, times
-  of the encoder frames in seconds.
+  of the encoder frames and the longest window in seconds.
 """
 
 import json
@@ -17,6 +17,7 @@ from cif_lobes.cif import cif_dense
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.alignment import frame_clock
 from cif_lobes.inference.export import open_run
+from cif_lobes.nets.features import LogMel
 from cif_lobes.storage.atomic_files import new_folder
 
 ENCODER, DECODER, SETTINGS = "encoder.onnx", "decoder.onnx", "recognizer.json"
@@ -112,7 +113,9 @@ class StepGraph(torch.nn.Module):
 
 
 @full_float32()
-def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
+def export_onnx(
+    run_folder, out_folder, average=None, num_checkpoints=None, decoding=None
+):
     """Write the recogniser of a run as ONNX.
 
     Arguments
@@ -121,21 +124,28 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
         Output folder of a training run.
     out_folder : str
         Made; must be empty if it exists.
-    average, num_checkpoints : optional
-        As in `cif_lobes.inference.export.read_run`.
+    average, num_checkpoints, decoding : optional
+        As in `cif_lobes.inference.export.read_run`. Whatever the yaml says, the search
+        is greedy.
 
     Raises
     ------
     FileNotFoundError, ValueError
         As `cif_lobes.inference.export.read_run`; also if there is no graph for such a
-        network.
+        network, or a beam is asked for.
     FileExistsError
         If there is something in out_folder.
     """
-    hparams = open_run(run_folder, None, average, num_checkpoints)
+    beam = (decoding or {}).get("beam_size", 1)
+    if beam > 1:
+        raise ValueError(
+            f"a beam of {beam} is not for ONNX, which decodes greedily: export with "
+            "--beam 1, or with --format speechbrain"
+        )
+    hparams = open_run(run_folder, decoding, average, num_checkpoints)
     hparams["model"].eval()
     fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
-    if not decoder.autoregressive or not hasattr(fire.features, "fbank"):
+    if not decoder.autoregressive or not isinstance(fire.features, LogMel):
         raise ValueError(
             f"{run_folder}: ONNX is for log-mel features and a decoder with previous "
             "tokens, not for a frozen student or autoregressive: False. Use --format "
@@ -148,10 +158,7 @@ def export_onnx(run_folder, out_folder, average=None, num_checkpoints=None):
 def _write_graphs(hparams, folder):
     """The files of `export_onnx`; `hparams` as `open_run` gives them."""
     fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
-    hop = fire.features.hop / hparams["sample_rate"]
-    strides = fire.encoder.frontend.strides
-    start, step = frame_clock(strides, len(fire.encoder.pool_after), hop)
-
+    clock = frame_clock(fire.features, fire.encoder, hparams["sample_rate"])
     layer = decoder.layers[0]
     width = decoder.norm.normalized_shape[0]
     shape = [len(decoder.layers), 2, layer.nhead, width // layer.nhead]
@@ -182,9 +189,10 @@ def _write_graphs(hparams, folder):
     searcher, tokenizer = hparams["searcher"], hparams["tokenizer"]
     settings = {
         "sample_rate": hparams["sample_rate"],
+        "max_seconds": hparams["max_seconds"],
         "language": tokenizer.language,
-        "frame_start": start,
-        "frame_step": step,
+        "frame_start": clock.start,
+        "frame_step": clock.step,
         "state_shape": shape,
         "blank_index": searcher.blank_index,
         "bos_index": searcher.bos_index,
@@ -197,14 +205,22 @@ def _write_graphs(hparams, folder):
 
 def _export(graph, path, inputs, output_names):
     """Write a graph; `inputs` are an example and the dynamic axes of each, by name."""
-    with torch.no_grad():
-        program = torch.onnx.export(
-            graph.eval(),
-            tuple(example for example, _ in inputs.values()),
-            input_names=list(inputs),
-            output_names=output_names,
-            dynamic_shapes=tuple(axes for _, axes in inputs.values()),
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with torch.no_grad():
+            program = torch.onnx.export(
+                graph.eval(),
+                tuple(example for example, _ in inputs.values()),
+                input_names=list(inputs),
+                output_names=output_names,
+                dynamic_shapes=tuple(axes for _, axes in inputs.values()),
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        parts = " and ".join(type(part).__name__ for part in graph.children())
+        reason = f"{error.__cause__ or error}".strip().splitlines()[0]
+        raise ValueError(
+            f"PyTorch cannot write {parts} as one graph for ONNX. Use --format speechbrain, "
+            f"or change what it says (the whole of it: --debug): {reason}"
+        ) from error
     program.save(path)

@@ -6,12 +6,8 @@ Any format that libsndfile reads, any rate, number of channels and length. What 
 be read is reported and skipped, and the exit status is then 1.
 """
 
-import argparse
-import heapq
-import os
-import pathlib
-import sys
-from typing import NamedTuple
+import itertools
+from operator import itemgetter
 
 import soundfile
 import torch
@@ -22,60 +18,18 @@ from cif_lobes.data.batches import resample
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import FrameClock, frame_clock, token_spans
-from cif_lobes.inference.export import MAX_SECONDS, PARAMETERS, open_export, open_run
-from cif_lobes.inference.recordings import is_steady, read_mono
-from cif_lobes.inference.transcript import (
-    FORMATS,
-    PAUSE,
-    Token,
-    Transcript,
-    check_format,
-    skip_message,
-    words_of,
+from cif_lobes.inference.command import (
+    command_line,
+    read_command,
+    transcribe_and_print,
 )
+from cif_lobes.inference.export import find_parameters, open_export, open_run
+from cif_lobes.inference.recordings import duration_of, is_one, is_steady
+from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
+from cif_lobes.inference.windows import MAX_SECONDS, Window, check_longest, read_windows
 from cif_lobes.settings.checks import option_type
 
-
-class Window(NamedTuple):
-    """A stretch of a recording that is recognised at once."""
-
-    recording: int
-    start: int  # samples of the recording before it
-    signal: torch.Tensor
-
-
-def split_at_pauses(signal, sample_rate, max_seconds):
-    """Cut a long signal where it is quietest, until no window is too long.
-
-    A cut is the middle of the quietest 0.2 s within the middle third of what is cut. So
-    no window is shorter than a third of `max_seconds`, every sample is in one window,
-    and a word is cut only where there is no pause for a third of a window.
-
-    Arguments
-    ---------
-    signal : torch.Tensor, [samples], float32
-    sample_rate : int
-        Hz.
-    max_seconds : float
-        Longest window in seconds, at least 1.
-
-    Returns
-    -------
-    list of torch.Tensor, [samples]
-        In order; together, the signal.
-    """
-    if len(signal) <= max_seconds * sample_rate:
-        return [signal]
-    hop, first = sample_rate // 100, len(signal) // 3
-    energy = signal[first : 2 * first].unfold(0, hop, hop).square().sum(1)
-    width = round(PAUSE * 100)
-    quietest = torch.nn.functional.avg_pool1d(energy[None], width, 1).argmin()
-    cut = first + (int(quietest) + width // 2) * hop
-    return [
-        window
-        for part in (signal[:cut], signal[cut:])
-        for window in split_at_pauses(part, sample_rate, max_seconds)
-    ]
+AT_ONCE = 16  # windows of a recording that are sorted by length
 
 
 class CIFRecognizer:
@@ -91,7 +45,7 @@ class CIFRecognizer:
     Example
     -------
     >>> recognizer = CIFRecognizer.from_run("results/x")  # doctest: +SKIP
-    >>> (transcript,) = recognizer.transcribe(["speech.wav"])  # doctest: +SKIP
+    >>> transcript = recognizer.transcribe("speech.wav")  # doctest: +SKIP
     >>> transcript.text, transcript.tokens[0].end  # doctest: +SKIP
     ('你好', 0.41)
     """
@@ -106,12 +60,8 @@ class CIFRecognizer:
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
         self.searcher = hparams["searcher"]
-        encoder, features = self.fire.encoder, self.fire.features
         self.clock = frame_clock(
-            encoder.frontend.strides,
-            len(encoder.pool_after),
-            features.hop / self.sample_rate,
-            features.centre / self.sample_rate,
+            self.fire.features, self.fire.encoder, self.sample_rate
         )
 
     @classmethod
@@ -132,12 +82,13 @@ class CIFRecognizer:
         on_error=None,
         progress=False,
         channel=None,
+        vad=None,
     ):
         """Recognise recordings, in batches of like durations.
 
         Arguments
         ---------
-        recordings : list of str or torch.Tensor
+        recordings : str, os.PathLike, torch.Tensor or numpy.ndarray, or list of them
             Audio files, or waveforms [samples] at `sample_rate`. What is silent or as
             loud throughout as only noise is (`cif_lobes.inference.recordings.is_steady`), and
             what is shorter than an encoder frame, has no text.
@@ -146,6 +97,7 @@ class CIFRecognizer:
         max_seconds : float, optional
             Longer recordings are cut at pauses: a network does badly on what is longer
             than all that it was trained on. By default the longest of those, 20 at most.
+            At least 1. An hour takes no more memory than some windows do.
         on_error : callable, optional
             Called with a recording that cannot be read, and the error. Without it, the
             error is raised.
@@ -154,79 +106,86 @@ class CIFRecognizer:
         channel : int, optional
             Of files with several, from 1. Without it, the mean of all.
 
+        vad : callable, optional
+            Says where somebody speaks, for the cuts; see
+            `cif_lobes.inference.windows.find_pause`.
+
         Returns
         -------
-        list of Transcript
+        Transcript, or list of them
             In the order given; None where on_error was called.
 
         Raises
         ------
-        TypeError
-            If recordings is one of them, not a list.
+        OSError, soundfile.SoundFileError, ValueError
+            If one cannot be read or is no waveform, and there is no on_error.
         """
-        if isinstance(recordings, (str, os.PathLike, torch.Tensor)):
-            raise TypeError(
-                f"recordings is one {type(recordings).__name__}, not a list: "
-                "(transcript,) = recognizer.transcribe([recording])"
+        if is_one(recordings):
+            (transcript,) = self.transcribe(
+                [recordings],
+                batch_seconds,
+                max_seconds,
+                on_error,
+                progress,
+                channel,
+                vad,
             )
+            return transcript
         nbests, failed = [[] for _ in recordings], set()
 
-        def attempt(function, index, *arguments):
+        def attempt(index, function, *arguments):
             try:
-                return function(recordings[index], *arguments)
+                return function(*arguments)
             except (OSError, ValueError, soundfile.SoundFileError) as error:
                 if on_error is None:
                     raise
                 on_error(recordings[index], error)
                 failed.add(index)
 
-        seconds = {i: attempt(self._seconds, i) for i in range(len(recordings))}
-        readable = {i: s for i, s in seconds.items() if s is not None}
-        max_seconds = self.max_seconds if max_seconds is None else max_seconds
-        windows = self._windows(readable, attempt, max_seconds, progress, channel)
+        longest = self.max_seconds if max_seconds is None else max_seconds
+        how = check_longest(longest), channel, vad
+        windows = self._windows(recordings, attempt, progress, how)
         for batch in self._batches(windows, batch_seconds * self.sample_rate):
             for window, nbest in zip(batch, self._recognize(batch), strict=True):
                 nbests[window.recording].append((window.start, nbest))
+        beam = self.searcher.beam_size
         return [
-            None if index in failed else self._join(windows)
-            for index, windows in enumerate(nbests)
+            None
+            if index in failed
+            else join_windows(
+                [n for _, n in sorted(found, key=itemgetter(0))], self.space, beam
+            )
+            for index, found in enumerate(nbests)
         ]
 
-    def _windows(self, readable, attempt, max_seconds, progress, channel):
-        """Windows with speech, the longest recording and its longest first."""
+    def _windows(self, recordings, attempt, progress, how):
+        """Windows with speech, the longest recording first, of it the longest of some."""
+        seconds = {
+            index: attempt(index, duration_of, recording, self.sample_rate)
+            for index, recording in enumerate(recordings)
+        }
+        readable = {index: s for index, s in seconds.items() if s is not None}
         hidden = None if progress else True  # None: hidden unless in a terminal
         with tqdm(total=sum(readable.values()), unit="s", disable=hidden) as bar:
             for index in sorted(readable, key=lambda i: -readable[i]):
-                signal, start, windows = attempt(self._read, index, channel), 0, []
-                if signal is not None:
-                    for part in split_at_pauses(signal, self.sample_rate, max_seconds):
-                        windows.append(Window(index, start, part))
-                        start += len(part)
-                for window in sorted(windows, key=lambda w: -len(w.signal)):
-                    if self._may_be_speech(window.signal):
-                        yield window
-                    bar.update(len(window.signal) / self.sample_rate)
+                windows = self._cut(index, recordings[index], *how)
+                # An hour of windows would be an hour of samples.
+                while some := attempt(index, _take, windows, AT_ONCE):
+                    for window in sorted(some, key=lambda w: -len(w.signal)):
+                        if self._may_be_speech(window.signal):
+                            yield window
+                        bar.update(len(window.signal) / self.sample_rate)
 
-    def _seconds(self, recording):
-        """Duration, without reading a file's samples."""
-        if isinstance(recording, torch.Tensor):
-            return len(recording) / self.sample_rate
-        return soundfile.info(recording).duration
-
-    def _read(self, recording, channel):
-        """Waveform [samples]."""
-        signal = recording
-        if not isinstance(recording, torch.Tensor):
-            mono, rate = read_mono(recording, channel)
-            signal = resample(torch.from_numpy(mono), rate, self.sample_rate)
-        if not len(signal) or not signal.isfinite().all():
-            raise ValueError("no samples, or samples that are not finite.")
-        return signal
+    def _cut(self, index, recording, *how):
+        """All windows of a recording, at the rate of the recogniser."""
+        for signal, start, rate in read_windows(recording, self.sample_rate, *how):
+            signal = resample(torch.tensor(signal), rate, self.sample_rate)
+            yield Window(index, start, signal)
 
     def _may_be_speech(self, signal):
         """Whether there is a frame to read, and more than silence or steady noise."""
-        frame, samples = self.clock.step * self.sample_rate, signal.cpu().numpy()
-        return len(samples) >= frame and not is_steady(samples, self.sample_rate)
+        frame = self.clock.step * self.sample_rate
+        return len(signal) >= frame and not is_steady(signal.numpy(), self.sample_rate)
 
     @staticmethod
     def _batches(windows, max_samples):
@@ -278,10 +237,10 @@ class CIFRecognizer:
         decode = self.tokenizer.decode
         text, names = decode(ids), [decode([token]) for token in ids]
         start, step = self.clock
-        clock = FrameClock(start + window.start / self.sample_rate, step)
+        clock = FrameClock(start + window.start, step)
         spans = token_spans(names, boundaries[: len(ids) + 1], clock)
         # The last encoder frame may reach beyond the end of the audio.
-        end = (window.start + len(window.signal)) / self.sample_rate
+        end = window.start + len(window.signal) / self.sample_rate
         tokens = [
             Token(s.token, min(s.start, end), min(s.end, end), confidence)
             for s, confidence in zip(spans, confidences, strict=True)
@@ -289,38 +248,16 @@ class CIFRecognizer:
         words = tokens if not self.space else words_of(tokens, text)
         return Transcript(text, score, tokens, words)
 
-    def _join(self, nbests):
-        """The Transcript of a recording from those of its windows."""
-        best = [()]
-        for _, nbest in sorted(nbests, key=lambda pair: pair[0]):
-            # Scores add: the best combinations begin with the best so far.
-            longer = [(*parts, part) for parts in best for part in nbest]
-            best = heapq.nlargest(self.searcher.beam_size, longer, key=_score)
-        joined = tuple(
-            Transcript(
-                self.space.join(part.text for part in parts if part.text),
-                _score(parts),
-                [token for part in parts for token in part.tokens],
-                [word for part in parts for word in part.words],
-            )
-            for parts in best
-        )
-        return joined[0]._replace(nbest=joined)
 
-
-def _score(parts):
-    return sum(part.score for part in parts)
+def _take(windows, count):
+    """The next windows."""
+    return list(itertools.islice(windows, count))
 
 
 def main(argv=None):
     """Recognise files, print in the order given; exit status 1 if one was skipped."""
-    parser = argparse.ArgumentParser(
-        "python -m cif_lobes.inference", description="Recognise recordings."
-    )
-    add, seconds = parser.add_argument, option_type(60.0, "seconds")
-    add("model", help="output_folder of a training run, or an exported folder")
-    add("files", nargs="+", help="audio files")
-    add("--format", choices=FORMATS, default="text", help="default: text")
+    parser = command_line("python -m cif_lobes.inference")
+    add = parser.add_argument
     add(
         "--beam",
         type=option_type(1, "how many"),
@@ -328,48 +265,17 @@ def main(argv=None):
     )
     add(
         "--batch_seconds",
-        type=seconds,
+        type=option_type(60.0, "seconds"),
         default=60.0,
         help="seconds of audio in a batch",
     )
-    add(
-        "--max_seconds",
-        type=seconds,
-        help="cut longer files at pauses (default: the longest training utterance, or 20)",
-    )
-    channel = option_type(1, "how many")
-    add(
-        "--channel", type=channel, help="of files with several, from 1 (default: mixed)"
-    )
     device = option_type("cpu", "", "device")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
-    given = parser.parse_args(argv)
-    check_format(parser, given)
-    if given.max_seconds is not None and given.max_seconds < 1:
-        parser.error(f"--max_seconds {given.max_seconds:g}: at least 1")
-    skipped = []
-
-    def skip(file, error):
-        skipped.append(file)
-        tqdm.write(skip_message(file, error), file=sys.stderr)
-
-    is_export = pathlib.Path(given.model, PARAMETERS).exists()
+    given = read_command(parser, argv)
+    is_export = find_parameters(given.model) is not None
     load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
     changed = {"beam_size": given.beam} if given.beam else None
-    try:
-        recognizer = load(given.model, changed, given.device)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(error)
-    transcripts = recognizer.transcribe(
-        given.files,
-        given.batch_seconds,
-        given.max_seconds,
-        skip,
-        progress=True,
-        channel=given.channel,
+    recognizer = load(given.model, changed, given.device)
+    transcribe_and_print(
+        recognizer, given, batch_seconds=given.batch_seconds, progress=True
     )
-    for file, transcript in zip(given.files, transcripts, strict=True):
-        if transcript is not None:
-            print(FORMATS[given.format](file, transcript), end="")
-    if skipped:
-        sys.exit(f"{len(skipped)} of {len(given.files)} files could not be read")

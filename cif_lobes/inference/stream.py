@@ -8,11 +8,10 @@ encoder frames to be full, for the look-ahead of front-end and analysis window, 
 the chunk of audio that completes both. How long computing takes is not in it.
 """
 
-import argparse
-import pathlib
 import statistics
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cif_lobes.cif.stream import CIFStream
@@ -21,10 +20,12 @@ from cif_lobes.data.manifest import read_manifest
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import frame_clock
-from cif_lobes.inference.export import PARAMETERS, open_export, open_run
+from cif_lobes.inference.export import find_parameters, open_export, open_run
+from cif_lobes.inference.gate import SpeechGate
+from cif_lobes.inference.recordings import as_waveform, check_finite
 from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.program import Parser, run_program
 
 
 class StreamedToken(NamedTuple):
@@ -46,7 +47,9 @@ class StreamingRecognizer:
     """Audio chunks of any size to tokens, greedily, one utterance after the other.
 
     Tokens are those of the whole utterance at once, greedily decoded, whatever the
-    chunks of audio. After an end of sentence nothing comes out until `finish`.
+    chunks of audio. After an end of sentence nothing comes out until `finish`. Silence
+    and steady noise of more than a second are left out, see
+    `cif_lobes.inference.gate.SpeechGate`: nobody speaks, so there is no text.
 
     Arguments
     ---------
@@ -76,15 +79,14 @@ class StreamingRecognizer:
         self.sample_rate = hparams["sample_rate"]
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
-        encoder, features = self.fire.encoder, self.fire.features
         if not self.searcher.decoder.autoregressive:
             raise ValueError(
                 "a decoder with autoregressive: False waits for the end of the utterance, "
                 "a stream has none: train one with previous tokens"
             )
-        hop = features.hop / self.sample_rate
-        strides, num_pools = encoder.frontend.strides, len(encoder.pool_after)
-        self.clock = frame_clock(strides, num_pools, hop)
+        self.clock = frame_clock(
+            self.fire.features, self.fire.encoder, self.sample_rate
+        )
         self._reset()
 
     @classmethod
@@ -101,10 +103,9 @@ class StreamingRecognizer:
     def algorithmic_latency(self):
         """float: seconds that the first sample of a chunk waits at most: the chunk and
         its look-ahead."""
-        features, frontend = self.fire.features, self.fire.encoder.frontend
-        frames = frontend.shortest - 1 - frontend.total_stride
-        look_ahead = frames * features.hop + features.window / 2
-        chunk = self.fire.encoder.chunk_size * self.clock.step
+        look_ahead = self.encoder.look_ahead * self.fire.features.hop
+        look_ahead += self.features.look_ahead
+        chunk = self.encoder.chunk_size * self.clock.step
         return chunk + look_ahead / self.sample_rate
 
     @torch.no_grad()
@@ -114,15 +115,25 @@ class StreamingRecognizer:
 
         Arguments
         ---------
-        signal : torch.Tensor, [samples], float32
+        signal : torch.Tensor or numpy.ndarray, [samples], float32
             At `sample_rate`.
 
         Returns
         -------
         list of StreamedToken
+
+        Raises
+        ------
+        ValueError
+            If it is no waveform, or has samples that are not finite: it is not heard.
         """
-        self.samples += len(signal)
-        frames = self.encoder.push(self.features.push(signal.to(self.device)))
+        signal = as_waveform(signal).astype(np.float32)
+        check_finite(signal, self.gate.received, self.sample_rate)
+        passing = self.gate.push(signal)
+        if not len(passing):
+            return []
+        passing = torch.tensor(passing, device=self.device)
+        frames = self.encoder.push(self.features.push(passing))
         return self._tokens(self.cif.push(frames, self.weights.push(frames)))
 
     @torch.no_grad()
@@ -134,6 +145,9 @@ class StreamingRecognizer:
         -------
         list of StreamedToken
         """
+        if self.gate.passed < self.clock.step * self.sample_rate:
+            self._reset()  # as of a recording that is shorter than a frame
+            return []
         frames = self.encoder.push(self.features.finish())
         frames = torch.cat([frames, self.encoder.finish()])
         tokens = self._tokens(self.cif.push(frames, self.weights.push(frames)))
@@ -147,14 +161,17 @@ class StreamingRecognizer:
         self.encoder = EncoderStream(self.fire.encoder)
         self.weights = WeightStream(self.fire.cif)
         self.cif = CIFStream(self.fire.cif.threshold, self.fire.cif.tail_threshold)
-        self.samples = 0
+        # The last token is not held up by what its chunk still needs.
+        seconds = max(1.0, self.algorithmic_latency)
+        self.gate = SpeechGate(self.sample_rate, seconds)
         self.previous = self.searcher.bos_index
         self.before = self.state = None
 
     def _tokens(self, fires):
         """One step of the decoder per fire, until the end of sentence."""
-        tokens, emitted = [], self.samples / self.sample_rate
+        tokens, emitted = [], self.gate.received / self.sample_rate
         times = (self.clock.start + self.clock.step * fires.boundaries).tolist()
+        times = [self.gate.true_time(time) for time in times]
         spans = zip(times[:-1], times[1:], strict=True)
         for vector, (start, end) in zip(fires.embeddings, spans, strict=True):
             if self.previous == self.searcher.eos_index:
@@ -201,7 +218,7 @@ def measure_latency(recognizer, utterances, chunk_ms):
 
 def main(argv=None):
     """Print the latency of the tokens of a csv."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m cif_lobes.inference.stream",
         description="Measure the latency of tokens.",
     )
@@ -222,13 +239,10 @@ def main(argv=None):
     device = option_type("cpu", "", "device")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     given = parser.parse_args(argv)
-    is_export = pathlib.Path(given.model, PARAMETERS).exists()
+    is_export = find_parameters(given.model) is not None
     kind = StreamingRecognizer
     load = kind.from_export if is_export else kind.from_run
-    try:
-        recognizer = load(given.model, None, given.device)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(f"{given.model}: {error}")
+    recognizer = load(given.model, None, given.device)
     utterances = read_manifest(given.csv)[: given.limit]
     latencies = sorted(measure_latency(recognizer, utterances, given.chunk_ms))
     if len(latencies) < 2:

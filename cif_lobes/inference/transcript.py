@@ -1,30 +1,16 @@
 """What was said and when: transcripts, and the formats they are printed in."""
 
+import heapq
 import json
 import math
 import pathlib
 from typing import NamedTuple
 
-from cif_lobes.inference.alignment import word_spans
+from cif_lobes.inference.alignment import TokenSpan, word_spans
+from cif_lobes.inference.windows import PAUSE
 
-PAUSE = 0.2  # seconds; the closure of a stop consonant is shorter
 MAX_WORD = 1.0  # seconds; a span that is longer begins with a pause
 MAX_CUE = 5.0  # seconds of speech in a subtitle
-
-
-def check_format(parser, given):
-    """See that --format can hold all files."""
-    if given.format == "srt" and len(given.files) > 1:
-        parser.error(f"srt is for one file, got {len(given.files)}: run it for each")
-
-
-def skip_message(file, error):
-    """What is said of a file that cannot be read."""
-    known = pathlib.Path(file).exists()
-    cause = str(error).removeprefix(f"{file}: ") if known else "no such file"
-    if known and "ffmpeg" not in cause:
-        cause += " Try: ffmpeg -i IN OUT.flac"
-    return f"skipped {file}: {cause}"
 
 
 class Token(NamedTuple):
@@ -59,11 +45,51 @@ class Transcript(NamedTuple):
 
 def words_of(tokens, text):
     """What stands between the spaces of a text, from its Tokens."""
+    # By number: what fires beyond the end of the audio begins and ends with it.
+    numbered = [TokenSpan(t.token, i, i + 1) for i, t in enumerate(tokens)]
     words = []
-    for word, start, end in word_spans(tokens, text):
-        inside = (t.confidence for t in tokens if start <= t.start < end)
-        words.append(Token(word, start, end, math.prod(inside)))
+    for word, first, end in word_spans(numbered, text):
+        inside = tokens[first:end]
+        confidence = math.prod(t.confidence for t in inside)
+        words.append(Token(word, inside[0].start, inside[-1].end, confidence))
     return words
+
+
+def join_windows(nbests, space, beam_size=1):
+    """The Transcript of a recording from those of its windows.
+
+    Arguments
+    ---------
+    nbests : list of list of Transcript
+        Of each window, in order, best first; windows without speech have none.
+    space : str
+        What stands between words, and between windows.
+    beam_size : int
+        Hypotheses kept.
+
+    Returns
+    -------
+    Transcript
+    """
+    best = [()]
+    for nbest in nbests:
+        # Scores add: the best combinations begin with the best so far.
+        longer = [(*parts, part) for parts in best for part in nbest]
+        best = heapq.nlargest(beam_size, longer, key=_score)
+    joined = tuple(
+        Transcript(
+            space.join(part.text for part in parts if part.text),
+            _score(parts),
+            [token for part in parts for token in part.tokens],
+            [word for part in parts for word in part.words],
+        )
+        for parts in best
+    )
+    return joined[0]._replace(nbest=joined)
+
+
+def _score(parts):
+    return sum((part.score for part in parts), 0.0)
 
 
 def as_text(file, transcript):

@@ -40,6 +40,12 @@ class CRDNNEncoder(nn.Module):
         Linear layers, and their width D.
     dropout : float
 
+    Attributes
+    ----------
+    hop, centre : int, float
+        Feature frames from one encoder frame to the next, and before the centre of the
+        first.
+
     Raises
     ------
     ValueError
@@ -68,7 +74,7 @@ class CRDNNEncoder(nn.Module):
         super().__init__()
         if rnn_type not in RNN_TYPES:
             raise ValueError(f"rnn_type is {rnn_type!r}, must be one of {[*RNN_TYPES]}")
-        self.time_pooling_size = time_pooling_size
+        self.hop, self.centre = time_pooling_size, (time_pooling_size - 1) / 2
         self.crdnn = CRDNN(
             input_size,
             dropout=dropout,
@@ -101,7 +107,7 @@ class CRDNNEncoder(nn.Module):
 
     def output_lengths(self, lengths):
         """Encoder frames of utterances of so many feature frames."""
-        return lengths // self.time_pooling_size
+        return (lengths // self.hop).clamp(min=1)
 
     def forward(self, x, x_lengths):
         """Encode a padded batch.
@@ -111,7 +117,7 @@ class CRDNNEncoder(nn.Module):
         x : torch.Tensor, [B, S, F], float
             Features.
         x_lengths : torch.Tensor, [B], int64
-            Feature frames of each utterance, at least `time_pooling_size`.
+            Feature frames of each utterance.
 
         Returns
         -------
@@ -119,6 +125,8 @@ class CRDNNEncoder(nn.Module):
         lengths : torch.Tensor, [B], int64
             Encoder frames of each utterance.
         """
+        # As many as one encoder frame is made of.
+        x = nn.functional.pad(x, (0, 0, 0, max(0, self.hop - x.shape[1])))
         valid_mask = length_to_mask(x_lengths, x.shape[1], dtype=torch.bool)
         for block in self.crdnn.CNN.values():
             for layer in block.values():

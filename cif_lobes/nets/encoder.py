@@ -18,7 +18,6 @@ on a stream (`cif_lobes.nets.stream`).
 import math
 
 import torch
-from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.lobes.models.transformer.Conformer import (
     ConformerEncoderLayer,
     ConvolutionModule,
@@ -27,6 +26,8 @@ from speechbrain.nnet.activations import Swish
 from speechbrain.nnet.attention import RelPosEncXL
 from speechbrain.utils.dynamic_chunk_training import DynChunkTrainConfig
 from torch import nn
+
+from cif_lobes.nets.padding import padding_mask_of
 
 
 class ConvFrontEnd(nn.Module):
@@ -44,6 +45,13 @@ class ConvFrontEnd(nn.Module):
         Stride of each convolution, in time and frequency alike.
     dropout : float
         Dropout probability of the output.
+
+    Attributes
+    ----------
+    hop, centre : int
+        Input frames from one output frame to the next, and before the centre of the first.
+    shortest : int
+        Input frames that one output frame reads.
 
     Example
     -------
@@ -63,10 +71,11 @@ class ConvFrontEnd(nn.Module):
             nn.Conv2d(1 if i == 0 else channels, channels, 3, stride)
             for i, stride in enumerate(self.strides)
         )
-        self.shortest = 1  # input frames that one output frame reads
+        self.shortest = 1
         for stride in reversed(self.strides):
             self.shortest = (self.shortest - 1) * stride + 3
-        self.total_stride = math.prod(self.strides)
+        self.hop = math.prod(self.strides)
+        self.centre = (self.shortest - 1) // 2
         bands = int(self._shorten(torch.tensor(input_size)))
         self.project = nn.Linear(channels * bands, output_size)
         self.scale = math.sqrt(output_size)
@@ -100,7 +109,7 @@ class ConvFrontEnd(nn.Module):
         """
         # Zeros beyond the end, and enough of them for one output frame: an utterance
         # shorter than the receptive field reads the same padding alone and in a batch.
-        x = x.masked_fill(_padding_mask(x, x_lengths).unsqueeze(-1), 0.0)
+        x = x.masked_fill(padding_mask_of(x, x_lengths).unsqueeze(-1), 0.0)
         x = nn.functional.pad(x, (0, 0, 0, max(0, self.shortest - x.shape[1])))
         x = x.unsqueeze(1)
         for conv in self.convs:
@@ -176,6 +185,13 @@ class ConformerEncoder(nn.Module):
     left_chunks : int
         Chunks before its own that a frame attends to, in each layer.
 
+    Attributes
+    ----------
+    hop, centre : int, float
+        Feature frames from one encoder frame to the next, and before the centre of the
+        first: the middle of what it is made of, not of what it knows. Attention sees the
+        whole utterance, so a network may fire a token before or after its sound.
+
     Example
     -------
     >>> encoder = ConformerEncoder(80, d_model=16, num_layers=2, nhead=2, d_ffn=32,
@@ -213,6 +229,9 @@ class ConformerEncoder(nn.Module):
         self.frontend = ConvFrontEnd(
             input_size, d_model, conv_channels, conv_strides, dropout
         )
+        # Pooling pairs of frames puts each in the middle of two.
+        self.hop = self.frontend.hop * 2 ** len(self.pool_after)
+        self.centre = self.frontend.centre + (self.hop - self.frontend.hop) / 2
         self.positions = RelPosEncXL(d_model)
         self.layers = nn.ModuleList()
         for _ in range(num_layers):
@@ -291,12 +310,7 @@ class ConformerEncoder(nn.Module):
 
     def _context(self, x, x_lengths):
         """Padding mask [B, T] and relative positions for the current frame rate."""
-        return _padding_mask(x, x_lengths), self.positions(x)
-
-
-def _padding_mask(x, x_lengths):
-    """[B, T], True beyond the end of each utterance."""
-    return ~length_to_mask(x_lengths, x.shape[1], dtype=torch.bool)
+        return padding_mask_of(x, x_lengths), self.positions(x)
 
 
 def _chunk_mask(x, chunks):

@@ -8,7 +8,8 @@ convolutions of the front-end read beyond the chunk.
 
 import torch
 
-from cif_lobes.nets.encoder import max_pool
+from cif_lobes.nets.encoder import ConformerEncoder, max_pool
+from cif_lobes.nets.features import LogMel
 
 
 class FeatureStream:
@@ -21,13 +22,12 @@ class FeatureStream:
     """
 
     def __init__(self, features):
+        if not isinstance(features, LogMel):
+            _refuse(f"{type(features).__name__} reads")
         if features.normalization != "global":
-            raise ValueError(
-                f'the features have normalization "{features.normalization}", which '
-                "reads the whole utterance. Train with a streaming yaml, for instance "
-                "recipes/AISHELL-1/hparams/cif_mini_streaming.yaml"
-            )
+            _refuse(f'features of normalization "{features.normalization}" read')
         self.features = features
+        self.look_ahead = features.window / 2  # samples
         self.samples = torch.zeros(features.window // 2)
 
     def push(self, signal):
@@ -57,19 +57,19 @@ class EncoderStream:
     """
 
     def __init__(self, encoder):
+        if not isinstance(encoder, ConformerEncoder):
+            _refuse(f"{type(encoder).__name__} reads")
         if encoder.chunk_size is None:
-            raise ValueError(
-                "the encoder has no chunk_size: its attention reads the whole "
-                "utterance. Train with a streaming yaml, for instance "
-                "recipes/AISHELL-1/hparams/cif_mini_streaming.yaml"
-            )
-        self.encoder = encoder
+            _refuse("an encoder that has no chunk_size reads")
+        self.encoder, frontend = encoder, encoder.frontend
+        self.chunk_size = encoder.chunk_size  # encoder frames
+        self.look_ahead = frontend.shortest - 1 - frontend.hop  # feature frames
         self.size = encoder.chunk_config(1).chunk_size
         self.contexts = []
         for number, layer in enumerate(encoder.layers, start=1):
             left = encoder.chunk_config(number).left_context_size_frames()
             self.contexts.append(layer.make_streaming_context(left))
-        frontend, weight = encoder.frontend, encoder.frontend.linear.weight
+        weight = frontend.linear.weight
         # Features that the next frame of the front-end reads, frames of no full chunk.
         self.features = weight.new_zeros(1, 0, frontend.input_size)
         self.frames = weight.new_zeros(1, 0, len(weight))
@@ -96,7 +96,7 @@ class EncoderStream:
         """Run the front-end on all the features there are."""
         x_lengths = torch.tensor([self.features.shape[1]], device=self.features.device)
         x, count = self.encoder.frontend(self.features, x_lengths)
-        read = int(count) * self.encoder.frontend.total_stride
+        read = int(count) * self.encoder.frontend.hop
         self.features = self.features[:, read:]
         self.frames = torch.cat([self.frames, x], dim=1)
         self.has_begun = True
@@ -126,11 +126,7 @@ class WeightStream:
 
     def __init__(self, cif):
         if not cif.causal:
-            raise ValueError(
-                "the CIF module is not causal: the weight of a frame reads frames of "
-                "the next chunk. Train with a streaming yaml, for instance "
-                "recipes/AISHELL-1/hparams/cif_mini_streaming.yaml"
-            )
+            _refuse("a CIF module that is not causal reads")
         self.cif = cif
         self.before = None
 
@@ -143,3 +139,11 @@ class WeightStream:
         first = max(0, len(seen) - self.cif.conv.kernel_size[0] + 1)
         self.before = seen[first:]
         return self.cif.weights(seen[None], length)[0, len(seen) - len(x) :]
+
+
+def _refuse(what):
+    """Say why there is no stream."""
+    raise ValueError(
+        f"{what} beyond the chunk that a stream has received. Train with a streaming yaml, "
+        "for instance recipes/AISHELL-1/hparams/cif_mini_streaming.yaml"
+    )

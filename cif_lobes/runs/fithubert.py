@@ -14,15 +14,8 @@ def run(hparams_file, run_opts, overrides, prepare):
 
     Arguments
     ---------
-    hparams_file : str
-        The recipe's yaml.
-    run_opts : dict
-        SpeechBrain's run options.
-    overrides : str or dict
-        Settings of the command line.
-    prepare : callable
-        From the loaded yaml: writes the manifests train_csv and valid_csv name. Not
-        called with `skip_prep`.
+    hparams_file, run_opts, overrides, prepare
+        See `cif_lobes.runs.cif.run`.
     """
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     teacher, cache = SpeechTeacher(hparams["teacher"]), None

@@ -18,12 +18,8 @@ def run(hparams_file, run_opts, overrides):
 
     Arguments
     ---------
-    hparams_file : str
-        The recipe's yaml.
-    run_opts : dict
-        SpeechBrain's run options.
-    overrides : str or dict
-        Settings of the command line.
+    hparams_file, run_opts, overrides
+        See `cif_lobes.runs.cif.run`.
 
     Returns
     -------

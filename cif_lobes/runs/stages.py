@@ -195,7 +195,7 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     hparams["record"] = RunRecord(hparams["output_folder"])
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])
-    return brain_class(
+    brain = brain_class(
         modules=modules,
         opt_class=hparams["optimizer"],
         hparams=hparams,
@@ -203,6 +203,9 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
         checkpointer=hparams["checkpointer"],
         **kwargs,
     )
+    # In a log a bar is thousands of lines; the record prints one per epoch.
+    brain.noprogressbar = brain.noprogressbar or not sys.stderr.isatty()
+    return brain
 
 
 def fit(brain, hparams_file, hparams, datasets):

@@ -95,9 +95,13 @@ def sweep(brain, hparams, dataset, grid, scorer=None, rescorer=None):
             continue
         seen.add(tuple(epochs))
         fill(hparams["model"], parameters)
-        errors, length = _count_errors(
-            brain, hparams, dataset, searchers, sorted(grid["tail_threshold"])
-        )
+        before = hparams["cif"].tail_threshold
+        try:
+            errors, length = _count_errors(
+                brain, hparams, dataset, searchers, sorted(grid["tail_threshold"])
+            )
+        finally:
+            hparams["cif"].tail_threshold = before
         rows += [
             {
                 **dict(zip(SETTINGS, (*average, *setting), strict=True)),
@@ -119,7 +123,8 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
     settings = [(*key, threshold) for key in searchers for threshold in thresholds]
     errors, length = {setting: collections.Counter() for setting in settings}, 0
     brain.modules.eval()
-    for batch in tqdm(brain.make_dataloader(dataset, sb.Stage.TEST, **options)):
+    batches = brain.make_dataloader(dataset, sb.Stage.TEST, **options)
+    for batch in tqdm(batches, disable=None):
         error = gather_unusable(batch.unusable, learning=False)
         if error:
             raise error

@@ -7,7 +7,7 @@ What a comment says and what is checked are one thing:
   ("0 for none"), any number if it says ``any integer``, infinity if it names ``.inf``.
 - ``l2, cosine or l1_cosine``, if the default is one of them: one of these words.
 - ``a multiple of nhead``: of that setting's value.
-- A default without a point is an integer, but for seconds and weights.
+- A default without a point is an integer, but for seconds, minutes and weights.
 - The items of a list are held to the same; ``a list`` allows one beside a number.
 - A default of null allows everything.
 """
@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from cif_lobes.settings.yaml_settings import Setting
 
-REAL = ("_seconds", "_weight")  # endings of names that need not be integers
+REAL = ("_seconds", "_minutes", "_weight")  # endings of names that need not be integers
 WORDS = re.compile(r"[\w-]+(?:, [\w-]+)*,? or [\w-]+")
 RANGE = re.compile(r"(?<![\w.])(-?[\d.]+) to ([\d.]+)")
 ZERO = re.compile(r"(?<![\w.-])0(?![\w.])")

@@ -37,6 +37,9 @@ ckpt_interval_steps test_only debug debug_batches debug_epochs noprogressbar"""
 # Ours among them, a switch: what the training would cost, from a few of its updates.
 DRY_RUN = "Say what is wrong and what the training would take; write nothing."
 
+# SpeechBrain's own parser takes whole minutes only, its Brain any number.
+MINUTES = re.compile(r"(--ckpt_interval_minutes=)(\d+\.\d*|\.\d+)")
+
 # Ending of the options that take several values: --jit_module_keys encoder decoder.
 LIST_OPTIONS = "_module_keys"
 
@@ -260,6 +263,8 @@ def _speechbrain_run_opts(run_argv):
     import speechbrain as sb
 
     stderr = io.StringIO()
+    minutes = [float(m[2]) for word in run_argv if (m := MINUTES.fullmatch(word))]
+    run_argv = [MINUTES.sub(r"\g<1>1", word) for word in run_argv]
     try:
         with contextlib.redirect_stderr(stderr):
             _, run_opts, _ = sb.parse_arguments(run_argv)
@@ -267,7 +272,10 @@ def _speechbrain_run_opts(run_argv):
         _fail(stderr.getvalue().rpartition("error: ")[2].strip())
     # SpeechBrain 1.1 leaves this one a string, then compares it with an integer.
     limit = run_opts.optimizer_step_limit
-    return replace(run_opts, optimizer_step_limit=limit and int(limit))
+    changed = {"optimizer_step_limit": limit and int(limit)}
+    if minutes:
+        changed["ckpt_interval_minutes"] = minutes[-1]
+    return replace(run_opts, **changed)
 
 
 def _help_text(hparams_file, settings, run_options, description):

@@ -5,6 +5,8 @@ An error is the user's if this project's own code raised it as a ValueError or O
 there is a traceback for these, too.
 """
 
+import argparse
+import difflib
 import os
 import pathlib
 import re
@@ -21,6 +23,32 @@ WORKER = re.compile(
     r"[\w.]+: (?P<message>.*)",
     re.DOTALL,
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes get one message, as those of the recipes do."""
+
+    def error(self, message):
+        """Say what is wrong, without the list of all that would be right."""
+        hint = "" if "did you mean" in message else f"\nList all: {self.prog} --help"
+        print(f"{program_name()}: {message}{hint}", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse, with a guess what a misspelt option was meant to be."""
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            guess = f": did you mean {close[0]}?" if close else ""
+            self.error(f"unknown option {name}{guess}")
+        return given
+
+
+def program_name():
+    """What messages call this program."""
+    path = pathlib.Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
 
 
 def run_program(main, own_debug=False):
@@ -65,7 +93,7 @@ def run_program(main, own_debug=False):
     except (ValueError, OSError) as error:
         if debug or not is_users(error):
             raise
-        print(f"{pathlib.Path(sys.argv[0]).name}: {describe(error)}", file=sys.stderr)
+        print(f"{program_name()}: {describe(error)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -23,6 +23,7 @@ CLASSES = frozenset(
     cif_lobes.training.augment.SpecAugment
     cif_lobes.training.augment.SpeedPerturb
     cif_lobes.cif.CIF
+    cif_lobes.nets.coldec.ColDec
     cif_lobes.nets.ctc_attention.CRDNNEncoder
     cif_lobes.nets.decoder.CIFDecoder
     cif_lobes.nets.ears.PretrainedEars
@@ -61,11 +62,12 @@ CLASSES = frozenset(
     """.split()
 )
 
-# In the yamls of runs from before our own augmentation.
+# In the yamls of runs from before our own augmentation, and of exports with a model.ckpt.
 OF_OLDER_RUNS = frozenset(
     """
     speechbrain.augment.freq_domain.SpectrogramDrop
     speechbrain.augment.time_domain.SpeedPerturb
+    speechbrain.utils.parameter_transfer.Pretrainer
     torch.nn.Sequential
     """.split()
 )
@@ -74,9 +76,10 @@ OF_OLDER_RUNS = frozenset(
 SKIPPED = frozenset(
     """
     cif_lobes.storage.checkpoints.SafeCheckpointer
+    cif_lobes.inference.export.ExportPretrainer
+    cif_lobes.inference.export.use_parameters
     cif_lobes.inference.export.use_vocabulary
     speechbrain.dataio.preprocess.AudioNormalizer
-    speechbrain.utils.parameter_transfer.Pretrainer
     speechbrain.utils.seed_everything
     """.split()
 )
@@ -247,7 +250,9 @@ def _resolve(text, name, overrides=None, teacher=False):
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name}: a !ref cannot be resolved: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(
+            f"{name}: {error}. Correct it, or take the yaml from the run again"
+        ) from error
     resolved = stream.getvalue()
     check_tags(resolved, name)
     return resolved

@@ -99,7 +99,7 @@ def atomic_open(path, mode="w", newline=None):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -132,9 +132,9 @@ def atomic_folder(path):
         partial.mkdir()
         yield partial
         for file in [*partial.rglob("*"), partial]:
-            _fsync(file)
+            fsync(file)
         os.rename(partial, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -176,8 +176,14 @@ def new_folder(path):
         yield partial
 
 
-def _fsync(path):
-    """Make the content of a file, or the names in a folder, survive a power cut."""
+def fsync(path):
+    """Make the content of a file, or the names in a folder, survive a power cut.
+
+    Arguments
+    ---------
+    path : str
+        Of the file or folder.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

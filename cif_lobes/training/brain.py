@@ -65,6 +65,12 @@ class TrainingBrain(sb.Brain):
         hparams = {"nonfinite_patience": 5, **(hparams or {})}
         super().__init__(modules, opt_class, hparams, run_opts, **kw)
         self.updates_in_epoch = 0
+        for option in ("compile", "compile_module_keys", "jit", "jit_module_keys"):
+            if getattr(self, option):
+                raise ValueError(
+                    f"--{option}: SpeechBrain's way to compile does not work for these "
+                    "networks, whose batches all have other lengths. Leave it out"
+                )
         if self.grad_accumulation_factor != 1:
             raise ValueError(
                 f"grad_accumulation_factor is {self.grad_accumulation_factor}: it follows "

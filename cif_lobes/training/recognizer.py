@@ -13,6 +13,9 @@ from cif_lobes.training.brain import TrainingBrain
 
 logger = logging.getLogger(__name__)
 
+# What is asked of features and encoder besides `forward`; see `cif_lobes.nets`.
+CONTRACT = ("output_lengths", "hop", "centre")
+
 
 class RecognizerBrain(TrainingBrain):
     """A `TrainingBrain` whose modules begin with `features` and `encoder`.
@@ -25,6 +28,18 @@ class RecognizerBrain(TrainingBrain):
 
     best_key = "error_rate"
     averaged = False  # whether the parameters are an average of checkpoints
+
+    def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
+        super().__init__(modules, opt_class, hparams, run_opts, **kw)
+        for name in ("features", "encoder"):
+            module = getattr(self.hparams, name)
+            missing = [m for m in CONTRACT if not hasattr(module, m)]
+            if missing:
+                raise ValueError(
+                    f"{name}, a {type(module).__name__}, has no {' and no '.join(missing)}: "
+                    "it would train, and fail where it is used. The docstring of cif_lobes/"
+                    "nets/__init__.py says what these are"
+                )
 
     def encode(self, batch, stage):
         """Encoder frames [B, T, D] of a batch's audio, and their `Lengths`.

@@ -93,7 +93,7 @@ def extract_speakers(wav_folder):
     ------
     OSError
         If the disk has no room.
-    RuntimeError
+    ValueError
         If an archive is damaged.
     """
     wav_folder = pathlib.Path(wav_folder)
@@ -132,7 +132,7 @@ def _extract_one(archive):
         if speaker is None:
             raise tarfile.TarError(f"no folder SPLIT/{_speaker(archive)} in it")
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise RuntimeError(
+        raise ValueError(
             f"{archive} is damaged ({error}), its download may have broken off. Run in "
             f"the folder that holds data_aishell: {DOWNLOAD}"
         ) from error

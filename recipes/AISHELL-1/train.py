@@ -3,11 +3,7 @@
 python recipes/AISHELL-1/train.py recipes/AISHELL-1/hparams/cif.yaml --data_folder DIR
 """
 
-import pathlib
-import sys
-
-from cif_lobes.settings.cli import parse
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.recipe import run_recipe
 
 
 def prepare(hparams):
@@ -22,15 +18,5 @@ def prepare(hparams):
     )
 
 
-def main():
-    """Train what the command line names."""
-    default_yaml = pathlib.Path(__file__).parent / "hparams" / "cif.yaml"
-    arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
-
-    from cif_lobes.runs.cif import run
-
-    run(*arguments, prepare)
-
-
 if __name__ == "__main__":
-    run_program(main, own_debug=True)
+    run_recipe(__file__, __doc__, "cif.yaml", "cif_lobes.runs.cif", prepare)

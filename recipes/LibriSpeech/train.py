@@ -3,11 +3,7 @@
 python recipes/LibriSpeech/train.py recipes/LibriSpeech/hparams/cif.yaml --data_folder DIR
 """
 
-import pathlib
-import sys
-
-from cif_lobes.settings.cli import parse
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.recipe import run_recipe
 
 
 def prepare(hparams):
@@ -19,21 +15,11 @@ def prepare(hparams):
         hparams["manifest_folder"],
         train_splits=hparams["train_splits"],
         valid_splits=hparams["valid_splits"],
-        test_splits=hparams["test_splits"],
+        test_splits=hparams.get("test_splits", []),
         max_rejected=hparams["max_rejected"],
         check_audio=hparams["check_audio"],
     )
 
 
-def main():
-    """Train what the command line names."""
-    default_yaml = pathlib.Path(__file__).parent / "hparams" / "cif.yaml"
-    arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
-
-    from cif_lobes.runs.cif import run
-
-    run(*arguments, prepare)
-
-
 if __name__ == "__main__":
-    run_program(main, own_debug=True)
+    run_recipe(__file__, __doc__, "cif.yaml", "cif_lobes.runs.cif", prepare)

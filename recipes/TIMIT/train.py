@@ -3,11 +3,7 @@
 python recipes/TIMIT/train.py recipes/TIMIT/hparams/ctc_attention.yaml --data_folder DIR
 """
 
-import pathlib
-import sys
-
-from cif_lobes.settings.cli import parse
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.recipe import run_recipe
 
 
 def prepare(hparams):
@@ -22,17 +18,7 @@ def prepare(hparams):
     )
 
 
-def main(default_yaml, description):
-    """Train what the command line names."""
-    folder = pathlib.Path(__file__).parent / "hparams"
-    arguments = parse(sys.argv[1:], folder / default_yaml, description)
-
-    from cif_lobes.runs.ctc_attention import run
-
-    run(*arguments, prepare)
-
-
 if __name__ == "__main__":
-    run_program(
-        lambda: main("ctc_attention.yaml", __doc__.splitlines()[0]), own_debug=True
+    run_recipe(
+        __file__, __doc__, "ctc_attention.yaml", "cif_lobes.runs.ctc_attention", prepare
     )

@@ -3,11 +3,15 @@
 python recipes/TIMIT/train_kd.py recipes/TIMIT/hparams/ctc_attention_kd.yaml --data_folder DIR
 """
 
-from train import main
+from train import prepare
 
-from cif_lobes.settings.program import run_program
+from cif_lobes.settings.recipe import run_recipe
 
 if __name__ == "__main__":
-    run_program(
-        lambda: main("ctc_attention_kd.yaml", __doc__.splitlines()[0]), own_debug=True
+    run_recipe(
+        __file__,
+        __doc__,
+        "ctc_attention_kd.yaml",
+        "cif_lobes.runs.ctc_attention",
+        prepare,
     )

@@ -25,9 +25,10 @@ def halve(path):
     return path
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff", "ogg", "opus"])
 def test_a_file_that_breaks_off(tmp_path, suffix):
-    path = noise(tmp_path / f"a.{suffix}")
+    format = {"opus": {"format": "OGG", "subtype": "OPUS"}}.get(suffix, {})
+    path = noise(tmp_path / f"a.{suffix}", **format)
     assert examine(path) == (4.0, "")
     assert len(read(path)[0]) == 64000
     halve(path)
@@ -35,6 +36,18 @@ def test_a_file_that_breaks_off(tmp_path, suffix):
     assert seconds < 3 and ("breaks off after" in fault or "cannot be decoded" in fault)
     with pytest.raises(UnusableAudio, match=f"utterance u1 .*a.{suffix}: it .*ffmpeg"):
         read_utterance(Utterance("u1", 4.0, str(path), "", "hi"), 16000)
+
+
+@pytest.mark.parametrize("lost", [1, 500, 2000])
+def test_an_ogg_that_lacks_the_end_of_its_last_page(tmp_path, lost):
+    path = noise(tmp_path / "a.ogg", seconds=0.5)
+    data = path.read_bytes()
+    assert len(data) < audio_files.OGG_PAGE and examine(path) == (0.5, "")
+    path.write_bytes(data[:-lost])
+    assert "is not the end" in examine(path)[1]
+    # What stands behind the last page, such as a tag, is not its part.
+    path.write_bytes(data + b"TAG")
+    assert examine(path)[1] == ""
 
 
 def test_headers_tell_of_a_wav_that_breaks_off(tmp_path):

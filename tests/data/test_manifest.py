@@ -1,6 +1,5 @@
 """The manifest: its file format, the checks, users' own data."""
 
-import csv
 import dataclasses
 import logging
 import os
@@ -9,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import rows_of
 import soundfile
+from conftest import rows_of
 
 from cif_lobes.data import manifest, validation
 from cif_lobes.data.manifest import Utterance
@@ -28,8 +27,6 @@ def write_audio(path, seconds=1.0, rate=16000, channels=1, **format):
 def write_csv(path, *rows):
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return str(path)
-
-
 
 
 def check_one(u, limits=EN, **kwargs):
@@ -116,8 +113,10 @@ def test_a_manifest_is_read_again_only_if_it_has_changed(tmp_path, good, monkeyp
         (["ID,wav,wrd"], "has no utterance, only a header"),
         (
             ["ID,wav,wrd", '"a,a.wav,hi', "b," + "x" * 140000],
-            "line 0.*quote never closed",
+            "line 1.*quote never closed",
         ),
+        (["ID,wav,wrd", 'a,a.wav,"hi', 'b,b.wav,"ho"'], "line 1.*quote never closed"),
+        (["ID,wav,wrd", "a,a.wav,hi", 'b,b.wav,"ho'], "line 2.*quote never closed"),
         (["ID,wav,wrd,start", "a,a.wav,hi,0.5"], "line 2: start 0.5.*count samples"),
         (["ID,wav,wrd,offset", "a,a.wav,hi,-1"], "line 2: offset -1.0"),
         (["ID,wav,wrd,offset", "a,a.wav,hi,1.2"], "a: outside audio .*file has 1 s"),

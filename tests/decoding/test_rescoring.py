@@ -107,5 +107,5 @@ def test_what_is_no_causal_language_model(tmp_path):
     with pytest.raises(ValueError, match="no end of sentence"):
         HuggingFaceLMRescorer(str(make_lm(tmp_path / "no_end", eos=None)))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: folder lacks a language model"):
+    with pytest.raises(ValueError, match="empty: no language model and tokenizer"):
         HuggingFaceLMRescorer(str(tmp_path / "empty"))

@@ -23,7 +23,8 @@ from cif_lobes.inference.alignment import (
     word_spans,
 )
 from cif_lobes.inference.plot import plot
-from cif_lobes.nets.encoder import ConvFrontEnd
+from cif_lobes.nets.encoder import ConformerEncoder
+from cif_lobes.nets.features import LogMel
 from cif_lobes.runs.cif import make_brain
 
 CLOCK = FrameClock(0.01, 0.08)
@@ -58,23 +59,33 @@ def words_of(panel):
     return sorted(boxes, key=lambda pair: pair[1].x0)
 
 
+class Through(torch.nn.Module):
+    """In place of a layer."""
+
+    def forward(self, x, **_):
+        return x, None
+
+
 @pytest.mark.parametrize(
     "strides, num_pools", [([2, 2], 1), ([2], 2), ([2, 2], 0), ([3, 2], 2)]
 )
 def test_clock_is_the_middle_of_what_a_frame_reads(strides, num_pools):
     """A feature frame that is not a number shows in the frames that read it."""
-    frontend = ConvFrontEnd(9, 4, channels=2, strides=strides).eval()
+    layers = range(1, num_pools + 1)
+    encoder = ConformerEncoder(
+        9, 4, num_pools, 1, 4, 3, layers, conv_channels=2, conv_strides=strides
+    ).eval()
+    # Attention lets every frame see all.
+    encoder.layers = torch.nn.ModuleList(Through() for _ in layers)
 
     def reads(features):
-        x, _ = frontend(features, torch.tensor([features.shape[1]]))
-        for _ in range(num_pools):
-            x = torch.nn.functional.max_pool1d(x.transpose(1, 2), 2).transpose(1, 2)
+        x, _ = encoder(features, torch.tensor([features.shape[1]]))
         return x.isnan().any(2)[0]
 
     spoilt = torch.zeros(100, 100, 9)
     spoilt[range(100), range(100)] = torch.nan
     read = torch.stack([reads(features[None]) for features in spoilt])  # [100, T]
-    clock = frame_clock(strides, num_pools, hop=0.01)
+    clock = frame_clock(LogMel(8000), encoder, 8000)
     for frame in range(3):
         first, *_, last = read[:, frame].nonzero().flatten().tolist()
         middle = clock.start + (frame + 0.5) * clock.step

@@ -1,11 +1,14 @@
 """A run's recogniser in a folder of its own: as the run itself says, by SpeechBrain."""
 
+import pathlib
 import shutil
 
 import pytest
 import torch
 from conftest import pad
+from safetensors.torch import load_file
 from speechbrain.inference.ASR import EncoderDecoderASR
+from speechbrain.utils.fetching import FetchFrom, FetchSource
 
 from cif_lobes.inference.export import NETWORK, export_run, open_run
 from cif_lobes.inference.recognizer import CIFRecognizer
@@ -23,6 +26,64 @@ def test_speechbrain_transcribes_as_the_run(
     assert texts == [asr.tokenizer.decode(ids) for ids in found_by_the_run]
     assert texts == [asr.transcribe_file(str(file)) for file, _, _ in utterances]
     assert len(set(texts)) > 5  # or nothing has been shown
+
+
+def test_speechbrain_says_how_to_fetch(exported, signals, monkeypatch):
+    """A source with its kind, and one from the folder above."""
+    kind = FetchSource(FetchFrom.LOCAL, str(exported))
+    monkeypatch.chdir(exported.parent)
+    for source in kind, exported.name, f"./{exported.name}":
+        asr = EncoderDecoderASR.from_hparams(source=source)
+        parameters = load_file(exported / "model.safetensors")
+        assert torch.equal(
+            asr.mods.decoder.searcher.decoder.state_dict()["norm.weight"],
+            parameters["decoder.norm.weight"],
+        )
+
+
+def old_export(exported, folder):
+    """As written by the versions before."""
+    shutil.copytree(exported, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "model.ckpt")
+    (folder / "model.safetensors").unlink()
+    yaml = (folder / "hyperparams.yaml").read_text()
+    ours = "cif_lobes.inference.export"
+    yaml = yaml.replace(f"    model: !name:{ours}.use_parameters\n", "")
+    theirs = "speechbrain.utils.parameter_transfer.Pretrainer"
+    yaml = yaml.replace(f"{ours}.ExportPretrainer", theirs)
+    assert "safetensors" not in yaml and theirs in yaml
+    (folder / "hyperparams.yaml").write_text(yaml)
+    return folder
+
+
+def test_an_export_of_before_is_read(exported, signals, tmp_path):
+    """As tensors only; by SpeechBrain, too."""
+    old = old_export(exported, tmp_path / "old")
+    wanted = CIFRecognizer.from_export(exported).transcribe(signals)
+    assert CIFRecognizer.from_export(old).transcribe(signals) == wanted
+    asr = EncoderDecoderASR.from_hparams(source=str(old))
+    assert asr.transcribe_batch(*pad(signals))[0] == [t.text for t in wanted]
+    torch.save({"a": pathlib.Path("a")}, old / "model.ckpt")
+    with pytest.raises(
+        ValueError, match="model.ckpt is damaged, or holds more than tensors"
+    ):
+        CIFRecognizer.from_export(old)
+
+
+def test_parameters_that_do_not_fit(exported, tmp_path):
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    path = broken / "model.safetensors"
+    data = path.read_bytes()
+    for damaged in data[: len(data) // 2], b"", b"\xff" * 100:
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="model.safetensors is damaged"):
+            CIFRecognizer.from_export(broken)
+    path.write_bytes(data)
+    yaml = (broken / "hyperparams.yaml").read_text()
+    yaml = yaml.replace("d_ffn: 64", "d_ffn: 32")
+    (broken / "hyperparams.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match="the parameters of another network"):
+        CIFRecognizer.from_export(broken)
 
 
 def test_padding_is_not_read(exported, signals):
@@ -45,9 +106,9 @@ def test_export_can_be_moved_and_overridden(exported, signals, tmp_path):
 
 
 def test_export_holds_the_recogniser_only(trained, exported):
-    names = {"hyperparams.yaml", "model.ckpt", "tokenizer.ckpt"}
+    names = {"hyperparams.yaml", "model.safetensors", "tokenizer.ckpt"}
     assert {path.name for path in exported.iterdir()} == names
-    parameters = torch.load(exported / "model.ckpt")
+    parameters = load_file(exported / "model.safetensors")
     assert {name.split(".")[0] for name in parameters} <= set(NETWORK)
     settings = (exported / "hyperparams.yaml").read_text()
     for word in (
@@ -69,10 +130,10 @@ def test_export_averages_the_checkpoints_asked_for(trained, exported, tmp_path):
     )
     last, before = (torch.load(f / "model.ckpt")[name] for f in folders[:-3:-1])
     assert not torch.equal(last, before)
-    average = torch.load(exported / "model.ckpt")[name]
+    average = load_file(exported / "model.safetensors")[name]
     torch.testing.assert_close(average, (last + before) / 2)
     export_run(trained, tmp_path / "last", num_checkpoints=1)
-    assert torch.equal(torch.load(tmp_path / "last/model.ckpt")[name], last)
+    assert torch.equal(load_file(tmp_path / "last/model.safetensors")[name], last)
 
 
 def _meta(folder):

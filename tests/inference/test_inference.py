@@ -1,9 +1,10 @@
 """Recordings to transcripts: times, confidences, long files, the command line."""
 
+import itertools
 import json
-import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.tokens import SentencePieceTokenizer
 from cif_lobes.decoding.searcher import BeamSearcher
 from cif_lobes.inference.export import FireEncoder
-from cif_lobes.inference.recognizer import CIFRecognizer, main, split_at_pauses
+from cif_lobes.inference.recognizer import CIFRecognizer, main
+from cif_lobes.inference.vad import WebRtcVad
+from cif_lobes.inference.windows import cut_at_pauses, read_windows
 from cif_lobes.nets.decoder import CIFDecoder
 from cif_lobes.nets.encoder import ConformerEncoder
 from cif_lobes.nets.features import LogMel
@@ -131,10 +134,35 @@ def test_no_text_where_nobody_speaks(recognizer, tmp_path, caplog):
     assert alone.text == left.text
 
 
-def test_one_recording_is_no_list(recognizer):
-    for recording in "a.wav", pathlib.Path("a.wav"), torch.randn(RATE):
-        with pytest.raises(TypeError, match=r"not a list: \(transcript,\) = "):
-            recognizer.transcribe(recording)
+def test_one_recording_gives_one_transcript(recognizer, tmp_path):
+    """A file, its path and its waveform, as torch's and as numpy's."""
+    signal, path = speak("abcd"), tmp_path / "a.wav"
+    soundfile.write(path, signal, RATE, "FLOAT")
+    (wanted,) = recognizer.transcribe([path])
+    assert wanted.text
+    for one in str(path), path, signal, signal.astype(float), torch.from_numpy(signal):
+        assert recognizer.transcribe(one) == wanted
+    errors = []
+    lost = recognizer.transcribe("lost.wav", on_error=lambda *e: errors.append(e))
+    assert lost is None and errors[0][0] == "lost.wav"
+
+
+@pytest.mark.parametrize(
+    "signal, message",
+    [
+        (np.zeros((1, RATE)), r"\[samples\], not \[1, 16000\]"),
+        (np.zeros(RATE, "int16"), "not of int16: divide"),
+        (np.full(RATE, np.nan), r"sample 0 \(0.00 s\) is NaN or infinite"),
+        (torch.zeros(0), "it holds no samples"),
+        (torch.tensor(1.0), r"not \[\]"),
+    ],
+)
+def test_what_is_no_waveform(recognizer, signal, message):
+    with pytest.raises(ValueError, match=message):
+        recognizer.transcribe(signal)
+    good = torch.from_numpy(speak("abcd"))
+    found = recognizer.transcribe([good, signal], on_error=lambda *_: None)
+    assert found[0].text and found[1] is None
 
 
 def test_windows_are_as_long_as_training_utterances(trained, exported, corpus):
@@ -188,24 +216,49 @@ def concatenate(texts):
     return torch.cat(parts), np.cumsum([0, *(len(part) for part in parts)])
 
 
-def test_split_at_pauses():
+@pytest.mark.parametrize("block", [1, 1000, 10**7])
+def test_cut_at_pauses(block):
     """All of the signal once, and every cut within the silence of a seam."""
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("abcd"), rng.integers(2, 6))) for _ in range(40)]
     signal, seams = concatenate(texts)
-    windows = split_at_pauses(signal, RATE, max_seconds=5)
-    assert torch.equal(torch.cat(windows), signal)
+    signal = signal.numpy()[: 10**5 if block == 1 else None]
+    blocks = (signal[i : i + block] for i in range(0, len(signal), block))
+    windows = list(cut_at_pauses(blocks, RATE, max_seconds=5))
+    assert np.array_equal(np.concatenate(windows), signal)
     lengths = [len(window) / RATE for window in windows]
     assert 5 / 3 - 0.01 <= min(lengths) and max(lengths) <= 5
     cuts = np.cumsum([len(window) for window in windows])[:-1]
-    assert len(cuts) >= 8
+    assert len(cuts) >= len(signal) / RATE / 5 - 1
     distances = np.abs(cuts[:, None] - seams[None]).min(1) / RATE
     assert distances.max() < 0.05
 
 
-def test_short_recordings_are_not_split():
-    signal = torch.randn(2 * RATE)
-    assert split_at_pauses(signal, RATE, 2) == [signal]
+@pytest.mark.parametrize("seconds", [2.0, 2.1, 2.6, 2.7, 3.9])
+def test_no_window_is_short(seconds):
+    signal = np.random.default_rng(0).standard_normal(round(seconds * RATE))
+    lengths = [len(w) / RATE for w in cut_at_pauses([signal], RATE, max_seconds=2)]
+    assert sum(lengths) == pytest.approx(seconds)
+    assert len(lengths) == 1 if seconds == 2 else len(lengths) >= 2
+    assert 2 / 3 - 0.01 < min(lengths) <= max(lengths) <= 2
+
+
+def test_an_hour_is_not_read_at_once(recognizer, monkeypatch):
+    """Of blocks that never end, no more is read than the windows that are wanted."""
+    endless, read = itertools.repeat(speak("abcdabcd")), []
+    blocks = (read.append(len(block)) or block for block in endless)
+    windows = cut_at_pauses(blocks, RATE, max_seconds=3)
+    taken = sum(len(next(windows)) for _ in range(5))
+    assert sum(read) - taken < 3 * 4 / 3 * RATE + len(speak("abcdabcd"))
+
+
+def test_windows_of_a_file_in_its_own_rate(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.randn(30000, 2) / 9, 8000)
+    windows = list(read_windows(tmp_path / "a.wav", RATE, 1.0))
+    assert {rate for _, _, rate in windows} == {8000}
+    ends = np.cumsum([len(signal) / 8000 for signal, _, _ in windows])
+    assert ends[-1] == pytest.approx(30000 / 8000)
+    assert [start for _, start, _ in windows] == pytest.approx([0, *ends[:-1]])
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -216,7 +269,8 @@ def test_long_recording(exported, tmp_path, beam_size):
     soundfile.write(tmp_path / "long.flac", signal.numpy(), RATE, "PCM_24")
     (found,) = recognizer.transcribe([tmp_path / "long.flac"], max_seconds=1.6)
 
-    windows = split_at_pauses(read_audio(tmp_path / "long.flac", RATE), RATE, 1.6)
+    long = read_audio(tmp_path / "long.flac", RATE).numpy()
+    windows = list(cut_at_pauses([long], RATE, 1.6))
     assert len(windows) == 4
     parts = recognizer.transcribe(windows, max_seconds=1.6)
     assert found.text == "".join(part.text for part in parts)
@@ -275,7 +329,7 @@ def test_words_of_pieces(babbler, monkeypatch):
     monkeypatch.setattr(babbler, "_may_be_speech", lambda signal: True)
     signal = torch.randn(9 * RATE)
     (found,) = babbler.transcribe([signal], max_seconds=2)
-    best = -len(split_at_pauses(signal, RATE, 2))
+    best = -len(list(cut_at_pauses([signal.numpy()], RATE, 2)))
     assert [t.score for t in found.nbest] == [best, best - 1, best - 1]
     for hypothesis in found.nbest:
         words, tokens = hypothesis.words, hypothesis.tokens
@@ -283,15 +337,55 @@ def test_words_of_pieces(babbler, monkeypatch):
         assert 5 < len(words) < len(tokens)
         assert "<unk>" in hypothesis.text
         starts, ends = [t.start for t in tokens], [t.end for t in tokens]
-        assert (np.diff(starts) > 0).all() and ends[-1] <= 9
+        assert (np.diff(starts) >= 0).all() and ends[-1] <= 9
         assert np.less_equal(ends[:-1], np.add(starts[1:], 1e-6)).all()
         rest = [token for token in tokens if token.token]
         for word in words:
-            pieces = [t for t in rest if word.start <= t.start and t.end <= word.end]
+            pieces = [rest.pop(0)]
+            while len("".join(piece.token for piece in pieces)) < len(word.token):
+                pieces.append(rest.pop(0))
             assert "".join(piece.token for piece in pieces) == word.token
             assert word.start == pieces[0].start and word.end == pieces[-1].end
             product = np.prod([piece.confidence for piece in pieces])
             assert word.confidence == pytest.approx(product)
+
+
+# --- a voice activity detector ---
+
+
+class StandIn:
+    """Of the package webrtcvad: what is louder than 0.1 is speech."""
+
+    def __init__(self, strictness):
+        assert strictness in range(4)
+
+    def is_speech(self, frame, rate):
+        samples = np.frombuffer(frame, "<i2")
+        assert rate == 16000 and len(samples) == 160
+        return bool(np.abs(samples).max() > 0.1 * 32767)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+def test_a_detector_says_where_to_cut(monkeypatch, rate):
+    """Not in the quietest place of all, which is in a word."""
+    stand_in = types.SimpleNamespace(Vad=StandIn)
+    monkeypatch.setitem(sys.modules, "webrtcvad", stand_in)
+    tone = 0.2 * np.sin(2 * np.pi * 200 * np.arange(3 * rate) / rate)
+    pause, faint = slice(rate, rate * 5 // 4), slice(rate * 3 // 2, rate * 7 // 4)
+    tone[pause] *= 0.4
+    tone[faint] *= 0.2
+    for sample in range(4):
+        tone[faint][sample :: rate // 100] = 0.15  # a click in each 10 ms
+    (first, *_) = cut_at_pauses([tone], rate, max_seconds=2.9)
+    assert faint.start < len(first) < faint.stop
+    (first, *_) = cut_at_pauses([tone], rate, max_seconds=2.9, vad=WebRtcVad())
+    assert pause.start < len(first) < pause.stop
+
+
+def test_a_detector_that_is_not_installed(exported, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "webrtcvad", None)
+    with pytest.raises(ValueError, match="--vad: .* pip install webrtcvad-wheels"):
+        main([str(exported), "a.wav", "--vad"])
 
 
 # --- command line ---
@@ -327,19 +421,26 @@ def test_command_line(exported, utterances, tmp_path, capsys):
 
 
 def test_command_line_refuses(trained, tmp_path, capsys):
-    other = tmp_path / "lm"
-    (other / "save").mkdir(parents=True)
-    (other / "hyperparams.yaml").write_text("modules: {lm: 1}\n")
+    """In one line or two, not with all the options there are."""
     for arguments, message in (
-        ([tmp_path, "a.wav"], "is not a run folder: no hyperparams.yaml"),
         ([trained, "a.wav", "b.wav", "--format", "srt"], "srt is for one file, got 2"),
         ([trained, "a.wav", "--max_seconds", "0.5"], "--max_seconds 0.5: at least 1"),
-        ([other, "a.wav"], "is no run of a CIF recogniser: it trained lm"),
+        ([trained, "a.wav", "--channle", "1"], "did you mean --channel?"),
+        ([trained, "a.wav", "--format", "doc"], "invalid choice: 'doc'"),
+        ([trained], "the following arguments are required: files"),
     ):
         with pytest.raises(SystemExit) as stop:
             main([str(argument) for argument in arguments])
+        said = capsys.readouterr().err
         assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in said and "usage" not in said and said.count("\n") <= 2
+    other = tmp_path / "lm"
+    (other / "save").mkdir(parents=True)
+    (other / "hyperparams.yaml").write_text("modules: {lm: 1}\n")
+    with pytest.raises(FileNotFoundError, match="no hyperparams.yaml"):
+        main([str(tmp_path), "a.wav"])
+    with pytest.raises(ValueError, match="no run of a CIF recogniser: it trained lm"):
+        main([str(other), "a.wav"])
 
 
 def test_no_training_code_is_imported(trained, utterances):

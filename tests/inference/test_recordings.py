@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import soundfile
-from conftest import speak
+from conftest import ROOT, load_module, speak
 
-from cif_lobes.inference.recordings import is_steady, mix_down, read_mono
+from cif_lobes.inference.recordings import (
+    RHYTHM,
+    is_steady,
+    mix_down,
+    read_blocks,
+    rhythm,
+)
 
+no_speech = load_module(ROOT / "benchmarks/no_speech.py")
 RATE = 16000
 TIME = np.arange(3 * RATE) / RATE
 
@@ -18,18 +25,22 @@ def coloured(slope):
     return np.fft.irfft(spectrum / hertz ** (slope / 2)).astype("float32")
 
 
+def read(path, channel=None):
+    return np.concatenate(list(read_blocks(path, channel)))
+
+
 def test_what_is_left_of_a_file_is_read(tmp_path, caplog):
     path = tmp_path / "broken.wav"
     soundfile.write(path, speak("abcd"), RATE)
-    read_mono(path)
+    read(path)
     assert not caplog.text
     path.write_bytes(path.read_bytes()[: -RATE * 2 // 4])  # 16 bit, a quarter second
-    signal, rate = read_mono(path)
-    assert (len(signal), rate) == (len(speak("abcd")) - RATE // 4, RATE)
+    signal = read(path)
+    assert len(signal) == len(speak("abcd")) - RATE // 4
     assert f"{path}: it breaks off after 0.9 of 1.2 s" in caplog.text
     soundfile.write(path, np.zeros(0), RATE)
     with pytest.raises(ValueError, match="no samples"):
-        read_mono(path)
+        read(path)
 
 
 def test_channels():
@@ -37,28 +48,52 @@ def test_channels():
     both = np.stack([speech, other], axis=1)
     assert np.array_equal(mix_down(both), both.mean(axis=1))
     assert np.array_equal(mix_down(both, 2), other)
-    opposite = np.stack([speech, -speech], axis=1)
-    with pytest.raises(ValueError, match="2 channels cancel each other"):
-        mix_down(opposite)
-    assert np.array_equal(mix_down(opposite, 1), speech)
     for channel in 0, 3:
         with pytest.raises(ValueError, match=f"channel is {channel}, it has 2"):
             mix_down(both, channel)
+
+
+def test_channels_in_opposite_phase(tmp_path):
+    path, speech = tmp_path / "a.wav", speak("abcd")
+    soundfile.write(path, np.stack([speech, -speech], axis=1), RATE, "FLOAT")
+    with pytest.raises(ValueError, match="2 channels cancel each other"):
+        read(path)
+    assert np.array_equal(read(path, 1), speech)
     # Silence, one channel of many, and unrelated noise are no opposite phases.
-    assert not mix_down(np.zeros((100, 2), "float32")).any()
-    assert mix_down(np.pad(speech[:, None], [(0, 0), (0, 7)])).any()
-    assert mix_down(np.random.default_rng(0).standard_normal((RATE, 16))).any()
+    noise = np.random.default_rng(0).standard_normal((RATE, 16))
+    for both in np.zeros((100, 2)), np.pad(speech[:, None], [(0, 0), (0, 7)]), noise:
+        soundfile.write(path, both, RATE, "FLOAT")
+        assert read(path).any() == both.any()
+
+
+def test_blocks_are_the_file(tmp_path):
+    signal = np.random.default_rng(0).standard_normal(25 * 1000).astype("float32") / 9
+    soundfile.write(tmp_path / "a.wav", signal, 1000, "FLOAT")
+    blocks = list(read_blocks(tmp_path / "a.wav"))
+    assert [len(block) for block in blocks] == [10000, 10000, 5000]
+    assert np.array_equal(np.concatenate(blocks), signal)
 
 
 @pytest.mark.parametrize("gain", [1e-4, 1.0])
 @pytest.mark.parametrize(
     "sound",
-    [coloured(0), coloured(1), np.sin(2 * np.pi * 440 * TIME), np.ones(RATE)],
-    ids=["white", "pink", "tone", "offset"],
+    [
+        coloured(0),
+        coloured(1),
+        coloured(2),
+        no_speech.chord(np.random.default_rng(0)),
+        np.sin(2 * np.pi * 440 * TIME),
+        np.ones(RATE),
+    ],
+    ids=["white", "pink", "brown", "chord", "tone", "offset"],
 )
 def test_what_is_steady(sound, gain):
-    """Also if it begins or ends within the recording."""
     assert is_steady(gain * sound, RATE)
+
+
+@pytest.mark.parametrize("gain", [1e-4, 1.0])
+@pytest.mark.parametrize("sound", [coloured(0), coloured(1), np.ones(RATE)])
+def test_what_is_steady_may_end(sound, gain):
     assert is_steady(np.concatenate([gain * sound, np.zeros(RATE)]), RATE)
 
 
@@ -66,6 +101,13 @@ def test_nothing_is_steady():
     for samples in 0, 1, 300, RATE:
         assert is_steady(np.zeros(samples, "float32"), RATE)
     assert is_steady(np.ones(1, "float32"), RATE)
+
+
+@pytest.mark.parametrize("hertz, has", [(0.5, False), (4, True), (16, False)])
+def test_rhythm_is_of_syllables(hertz, has):
+    """White noise that gets louder and fainter, as fast as that."""
+    sound = coloured(0) * (1 + 0.9 * np.sin(2 * np.pi * hertz * TIME))
+    assert (rhythm(sound, RATE) > RHYTHM) == has
 
 
 @pytest.mark.parametrize("text", ["ab", "abcdabcd"])

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from cif_lobes.data.manifest import read_manifest
+from cif_lobes.settings.program import run_program
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes"
 AISHELL_SCRIPT = RECIPES / "AISHELL-1" / "aishell_prepare.py"
@@ -246,15 +247,19 @@ def no_tar(archive):
 
 
 @pytest.mark.parametrize("damage", [cut, flip, empty, without_speaker, no_tar])
-def test_aishell_damaged_archive(aishell_folder, damage, monkeypatch):
+def test_aishell_damaged_archive(aishell_folder, damage, monkeypatch, capsys):
     archive = pack(aishell_folder)
     damage(archive)
     # A cut archive ends in bytes that say any size.
     plenty = shutil._ntuple_diskusage(1e12, 0, 1e12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: plenty)
-    with pytest.raises(RuntimeError, match="S0002.tar.gz is damaged"):
+    with pytest.raises(ValueError, match="S0002.tar.gz is damaged"):
         aishell.extract_speakers(archive.parent)
     assert not (archive.parent / "train" / "S0002").exists()
+    monkeypatch.setattr(sys, "argv", [aishell.__file__, "DATA", "SAVE"])
+    with pytest.raises(SystemExit) as caught:
+        run_program(lambda: aishell.extract_speakers(archive.parent))
+    assert caught.value.code == 1 and "wget https" in capsys.readouterr().err
 
 
 def test_aishell_archives_without_room(aishell_folder, monkeypatch):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import ROOT, last_checkpoint
+from conftest import ROOT, interrupt, last_checkpoint
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_hubert import TEACHER, distil_arguments, make_student
@@ -164,17 +164,7 @@ def test_resuming_equals_running_through(corpus, tmp_path):
     subprocess.run(distil_arguments(corpus, tmp_path / "a"), check=True, cwd=ROOT)
     resumed = distil_arguments(corpus, tmp_path / "b")
     resumed += ["--ckpt_interval_steps", "1", "--ckpt_interval_minutes", "0"]
-    process = subprocess.Popen(
-        resumed,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    for line in process.stdout:
-        if "Going into epoch 2" in line:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
+    interrupt(resumed)
     assert len((tmp_path / "b/run/epochs.jsonl").read_text().splitlines()) < 3
     subprocess.run(resumed, check=True, cwd=ROOT)
     expected, got = (last_checkpoint(tmp_path / f"{run}/run") for run in "ab")

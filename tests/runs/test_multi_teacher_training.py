@@ -2,13 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, last_checkpoint
+from conftest import ROOT, interrupt, last_checkpoint
 from tiny_asr import EXTRACT_YAML, KD_YAML, TINY_ASR, YAML, list_teachers, overrides
 from tiny_timit import write_corpus
 
@@ -104,17 +103,7 @@ def test_resuming_equals_running_through(corpus, taught):
         command += arguments(corpus, folder, **changes)
         if name == "resumed":
             command += ["--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "1"]
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                cwd=ROOT,
-            )
-            for line in process.stdout:
-                if "Going into epoch 2" in line:
-                    process.send_signal(signal.SIGINT)
-            assert process.wait() == 1
+            interrupt([sys.executable, *command])
         run(*command)
     terms = epochs(folder / "through")[-1]["train"]["losses"]
     assert set(terms) == {"seq", "ctc", "seq_kd", "ctc_kd"}

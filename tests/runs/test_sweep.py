@@ -8,7 +8,10 @@ import torch
 from conftest import ROOT, load_module
 
 from cif_lobes.data.batches import make_dataset
+from cif_lobes.data.manifest import read_manifest
 from cif_lobes.decoding import language_model, rescoring
+from cif_lobes.inference.export import open_run
+from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.runs import sweep
 from cif_lobes.runs.cif import load_run
 from cif_lobes.runs.stages import manifest_paths
@@ -74,6 +77,44 @@ def test_swept_settings_are_used(run):
     call(run, "--swept", "--split", "valid", "--tail_threshold", 0.999)
     other = results(run)["valid_swept_tail_threshold=0.999"]
     assert (other["beam"], other["tail_threshold"]) == (2, 0.999)
+
+
+def test_what_was_swept_is_exported(run, tmp_path, capsys):
+    """Its settings are the defaults of the export, and one given by hand wins."""
+    with pytest.raises(FileNotFoundError, match="--sweep"):
+        evaluate.export([str(run), str(tmp_path / "early"), "--swept"])
+    call(run, "--sweep", "--tail_threshold", 0.999, 0.25, "--beam", 2)
+    one = "--num_checkpoints 1".split()
+    evaluate.export([str(run), str(tmp_path / "a"), "--swept", *one])
+    recognizer = CIFRecognizer.from_export(tmp_path / "a")
+    assert recognizer.searcher.beam_size == 2
+    assert recognizer.fire.cif.tail_threshold == 0.25
+    files = [u.wav for u in read_manifest(load_run(run)[1]["valid_csv"])]
+    by_hand = {"beam_size": 2, "tail_threshold": 0.25}
+    from_run = CIFRecognizer(open_run(run, by_hand, num_checkpoints=1))
+    assert from_run.transcribe(files) == recognizer.transcribe(files)
+    evaluate.export([str(run), str(tmp_path / "b"), "--swept", "--beam", "3"])
+    assert CIFRecognizer.from_export(tmp_path / "b").searcher.beam_size == 3
+    onnx = [str(run), str(tmp_path / "c"), "--swept", "--format", "onnx"]
+    with pytest.raises(ValueError, match="a beam of 2 is not for ONNX.* --beam 1"):
+        evaluate.export(onnx)
+    assert capsys.readouterr().err.count("language model") == 0
+    swept = json.loads((run / sweep.FILE).read_text())
+    swept["chosen"]["lm"] = "lms/7"
+    (run / sweep.FILE).write_text(json.dumps(swept))
+    evaluate.export([str(run), str(tmp_path / "d"), "--swept"])
+    assert "an export has no language model" in capsys.readouterr().err
+
+
+def test_a_sweep_leaves_the_threshold_as_it_was(run):
+    brain, hparams = load_run(run)
+    dataset = make_dataset(
+        manifest_paths(hparams)["valid"], hparams["tokenizer"], hparams["sample_rate"]
+    )
+    before = hparams["cif"].tail_threshold
+    grid = sweep.default_grid(hparams, with_lm=False)
+    sweep.sweep(brain, hparams, dataset, grid | {"beam": [1]})
+    assert hparams["cif"].tail_threshold == before == 0.4
 
 
 def test_the_same_average_is_decoded_once(run):

@@ -2,13 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, epochs, last_checkpoint
+from conftest import ROOT, epochs, interrupt, last_checkpoint
 from tiny_llm import PIECES, make_llm
 
 
@@ -101,17 +100,7 @@ def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
     resumed = arguments(corpus, tmp_path / "b", trained, llm, **settings)
     run(through)
     save_often = ["--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "1"]
-    process = subprocess.Popen(
-        [*command(), *resumed, *save_often],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    for line in process.stdout:
-        if "Going into epoch 2" in line:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
+    interrupt([*command(), *resumed, *save_often])
     assert len(epochs(tmp_path / "b/run")) == 1
     run(resumed)
     a, b = (last_checkpoint(tmp_path / f"{x}/run") for x in "ab")

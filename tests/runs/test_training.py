@@ -147,6 +147,15 @@ def test_checkpoints_are_averaged_once_for_all_sets(trained, tmp_path, monkeypat
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals(trained, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    brain, _ = load_run(trained)
+    assert brain.noprogressbar != terminal
+    brain, _ = load_run(trained, run_opts={"device": "cpu", "noprogressbar": True})
+    assert brain.noprogressbar
+
+
 def test_evaluate_names_the_sets_there_are(trained):
     command = [
         sys.executable,
@@ -161,7 +170,8 @@ def test_evaluate_names_the_sets_there_are(trained):
 
 def test_a_weight_of_zero_builds_no_head(corpus, tmp_path):
     arguments = tiny_arguments(corpus, tmp_path, ctc_weight=0, number_of_epochs=1)
-    train(arguments)
+    done = train(arguments)
+    assert "\r" not in done.stderr, "bars are for terminals"
     names = last_checkpoint(tmp_path / "run")
     assert not [name for name in names if name.startswith("ctc")]
     assert set(epochs(tmp_path / "run")[0]["train"]["losses"]) == {"ce", "quantity"}

@@ -265,6 +265,16 @@ def test_optimizer_step_limit_is_an_integer():
     assert run_opts["optimizer_step_limit"] == 10
 
 
+@pytest.mark.parametrize("minutes", ["0.5", ".5", "2.", "3"])
+def test_minutes_need_not_be_whole(minutes, capsys):
+    Path("hparams/cif.yaml").write_text("ckpt_interval_minutes: 15  # 0 for none\n")
+    _, run_opts, overrides = parse("--ckpt_interval_minutes", minutes)
+    assert run_opts["ckpt_interval_minutes"] == float(minutes)
+    assert run_opts.overridden_args == {"ckpt_interval_minutes"}
+    assert overrides == f"ckpt_interval_minutes: {minutes}"
+    assert "a number, 0 or more" in mistake(capsys, "--ckpt_interval_minutes", "-0.5")
+
+
 def test_unknown_option(capsys):
     message = mistake(capsys, "--lr_pek", "1", "--warmup-steps=3", "--zzzz", "1")
     assert message.splitlines() == [

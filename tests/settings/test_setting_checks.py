@@ -60,7 +60,6 @@ BAD = [
     ("--tail_threshold 5", "--tail_threshold 5: a number from 0 to 1 expected"),
     ("--tail_threshold true", "--tail_threshold true: a number from 0 to 1 expected"),
     ("--num_checkpoints 0", "--num_checkpoints 0: an integer above 0 expected"),
-    ("--ckpt_interval_minutes 0.5", "0.5: an integer, 0 or more expected"),
     ("--lrd_kind l3", "--lrd_kind l3: l2, cosine or l1_cosine expected"),
     ("--average mean", "--average mean: last or best expected"),
     ("--pool_after [0]", "[0]: a list, each item an integer above 0 expected"),

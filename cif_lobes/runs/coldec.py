@@ -1,0 +1,114 @@
+"""A training of ColDec, from the yaml to the loss on the validation set."""
+
+import pathlib
+
+from speechbrain.utils.distributed import if_main_process, run_on_main
+
+from cif_lobes.cache import cif_vectors
+from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.decoding.context import BEST_KEY, RECOGNIZER
+from cif_lobes.decoding.language_model import loader_options
+from cif_lobes.runs.stages import assemble, finish, fit_batches, load_settings
+from cif_lobes.storage.atomic_files import write_atomically
+from cif_lobes.storage.run_files import keep_tokenizer
+from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
+from cif_lobes.training.coldec import ColDecBrain, VectorSet
+
+
+def run(hparams_file, run_opts, overrides):
+    """Cache the recogniser's CIF vectors unless that is done, train, and measure.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The recipe's yaml.
+    run_opts : dict
+        SpeechBrain's run options.
+    overrides : str or dict
+        Settings of the command line.
+
+    Returns
+    -------
+    dict
+        Figures of the validation set.
+    """
+    hparams = load_settings(hparams_file, run_opts, overrides)
+    tokenizer = hparams["tokenizer"]
+    recognizer = FrozenRecognizer(
+        hparams["recognizer"], run_opts.get("device") or "cpu"
+    )
+    _check(hparams, recognizer)
+    manifests = {"train": hparams["train_csv"], "valid": hparams["valid_csv"]}
+    run_on_main(_build, args=[hparams, recognizer, list(manifests.values())])
+    cache = TeacherCache(hparams["cache"])
+    sets = {n: VectorSet(path, tokenizer, cache) for n, path in manifests.items()}
+    run_on_main(_keep, args=[hparams, recognizer.weights_hash])
+    # From here on nothing of it is needed: its vectors are on the disk.
+    del recognizer
+    brain = assemble(ColDecBrain, hparams, run_opts, hparams["modules"])
+    valid_options = loader_options(sets["valid"], hparams["device_batch_tokens"])
+    fit_batches(
+        brain,
+        hparams_file,
+        hparams,
+        sets,
+        loader_options(
+            sets["train"],
+            hparams["batch_tokens"],
+            hparams["device_batch_tokens"],
+            hparams["seed"],
+        ),
+        valid_options,
+    )
+    brain.evaluate(sets["valid"], min_key=BEST_KEY, test_loader_kwargs=valid_options)
+    figures = {**brain.test_figures, "utterances": len(sets["valid"])}
+    if if_main_process():
+        folder = hparams["output_folder"]
+        print(f"valid: loss {figures['loss']:.3f}, {brain.describe(figures)}; {folder}")
+        print(
+            f"to use it: python evaluate.py {hparams['recognizer']} --coldec {folder} "
+            "--hotwords FILE"
+        )
+    hparams["record"].result("valid", figures, tokenizer=tokenizer.fingerprint)
+    finish()
+    return figures
+
+
+def _check(hparams, recognizer):
+    """See that a ColDec fits the recogniser that it is trained on."""
+    tokenizer, theirs = hparams["tokenizer"], recognizer.tokenizer
+    if tokenizer.fingerprint != theirs.fingerprint:
+        raise ValueError(
+            f"recognizer {recognizer.path} counts in the tokens of {theirs.path} "
+            f"({theirs.fingerprint}), this yaml in those of {tokenizer.path} "
+            f"({tokenizer.fingerprint}): --tokenizer_folder {theirs.path.parent}"
+        )
+    if hparams["vector_size"] != recognizer.vector_size:
+        raise ValueError(
+            f"vector_size is {hparams['vector_size']}, the CIF vectors of recognizer "
+            f"{recognizer.path} are {recognizer.vector_size} wide: "
+            f"--vector_size {recognizer.vector_size}"
+        )
+
+
+def _build(hparams, recognizer, manifests):
+    cif_vectors.build(
+        hparams["cache"],
+        recognizer,
+        manifests,
+        hparams["dtype"],
+        hparams["device_batch_seconds"],
+        hparams["overwrite"],
+    )
+
+
+def _keep(hparams, weights_hash):
+    """Write into the run folder what it can be used with."""
+    keep_tokenizer(hparams)
+    path = pathlib.Path(hparams["output_folder"]) / RECOGNIZER
+    if path.exists() and path.read_text(encoding="utf-8").split()[0] != weights_hash:
+        raise ValueError(
+            f"{path.parent} was begun on another recogniser, or {hparams['recognizer']} "
+            "was trained on since: train into another --output_folder"
+        )
+    write_atomically(path, f"{weights_hash} {hparams['recognizer']}\n")

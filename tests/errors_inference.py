@@ -1,0 +1,71 @@
+"""Recordings that cannot be recognised, for docs/errors.md."""
+
+import sys
+from unittest import mock
+
+import numpy as np
+import soundfile
+from safetensors.numpy import save_file
+
+from cif_lobes.data.batches import read_audio
+from cif_lobes.inference.export import use_parameters
+from cif_lobes.inference.onnx import OnnxRecognizer
+from cif_lobes.inference.recordings import read_blocks, waveform_blocks
+from cif_lobes.inference.vad import WebRtcVad
+from cif_lobes.inference.windows import check_longest
+
+TITLE = "Recognition"
+
+
+def _wave(*shape, dtype="float32"):
+    return lambda folder: list(waveform_blocks(np.zeros(shape, dtype), 16000))
+
+
+def _nan(folder):
+    list(waveform_blocks(np.full(16000, np.nan), 16000))
+
+
+def _file(samples, channel=None):
+    def read(folder):
+        soundfile.write(folder / "a.wav", samples, 16000)
+        list(read_blocks(folder / "a.wav", channel))
+
+    return read
+
+
+def _cut_ogg(folder):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000)
+    soundfile.write(folder / "a.ogg", noise, 16000)
+    data = (folder / "a.ogg").read_bytes()
+    (folder / "a.ogg").write_bytes(data[:-1])
+    read_audio(folder / "a.ogg", 16000)
+
+
+def _cut_parameters(folder):
+    path = folder / "model.safetensors"
+    save_file({"a": np.zeros(9)}, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    use_parameters(None, path)
+
+
+def _no_detector(folder):
+    with mock.patch.dict(sys.modules, {"webrtcvad": None}):
+        WebRtcVad()
+
+
+OPPOSITE = np.stack([np.sin(np.arange(16000)), -np.sin(np.arange(16000))], axis=1)
+
+CASES = {
+    "a waveform of 16-bit samples": _wave(16000, dtype="int16"),
+    "several waveforms in one array": _wave(2, 16000),
+    "a waveform without samples": _wave(0),
+    "a waveform of NaN": _nan,
+    "a file without samples": _file(np.zeros(0)),
+    "`--channel 3` of two": _file(OPPOSITE, 3),
+    "channels in opposite phase": _file(OPPOSITE),
+    "an ogg that breaks off": _cut_ogg,
+    "`max_seconds=0.5`": lambda folder: check_longest(0.5),
+    "`--vad` without the package": _no_detector,
+    "no ONNX export": OnnxRecognizer,
+    "parameters of an export that break off": _cut_parameters,
+}
