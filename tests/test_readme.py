@@ -15,7 +15,7 @@ from tiny_teacher import make_teacher
 
 # In the order in which a reader types them: what a page needs, those before it have made.
 PAGES = ["README.md", "docs/train.md", "docs/own_recordings.md", "docs/recognise.md"]
-PAGES += ["docs/report.md"]
+PAGES += ["docs/report.md", "docs/context.md"]
 ELSEWHERE = {"docs/extending.md"}  # run by tests of its own, test_extending*.py
 EVERY_PAGE = sorted(
     path
@@ -115,6 +115,7 @@ def place(tmp_path_factory):
     for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
         shutil.move(write_corpus(place / "my", 8, seed), place / f"my/{name}.csv")
     soundfile.write(place / "my/speech.wav", speak("abcd"), 16000)
+    (place / "my/names.txt").write_text("abc\ndd\n")
     return place
 
 
@@ -137,6 +138,9 @@ def in_place(command, place):
     if any(w.endswith("train_lm.py") for w in words):
         words += "--vocab_size 12 --d_model 16 --num_layers 1 --d_ffn 16".split()
         words += "--number_of_epochs 1 --device cpu".split()
+    if any(w.endswith("train_coldec.py") for w in words):
+        words += "--vocab_size 12 --vector_size 32 --d_model 16 --nhead 2".split()
+        words += "--d_ffn 32 --number_of_epochs 1 --device cpu".split()
     if "extract_teacher.py" in command:
         words += ["--vocab_size", "12"]
     if "train_fithubert.py" in command:

@@ -3,22 +3,7 @@
 python recipes/LibriSpeech/train_coldec.py recipes/LibriSpeech/hparams/coldec.yaml
 """
 
-import pathlib
-import sys
-
-from cif_lobes.settings.cli import parse
-from cif_lobes.settings.program import run_program
-
-
-def main():
-    """Train what the command line names."""
-    default_yaml = pathlib.Path(__file__).parent / "hparams" / "coldec.yaml"
-    arguments = parse(sys.argv[1:], default_yaml, __doc__.splitlines()[0])
-
-    from cif_lobes.runs.coldec import run
-
-    run(*arguments)
-
+from cif_lobes.settings.recipe import run_recipe
 
 if __name__ == "__main__":
-    run_program(main, own_debug=True)
+    run_recipe(__file__, __doc__, "coldec.yaml", "cif_lobes.runs.coldec")
