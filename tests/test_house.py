@@ -78,7 +78,7 @@ LIGHT = {
 }
 TRANSFORMERS = {
     "teachers.text",
-    "teachers.speech",
+    "nets.pretrained",
     "decoding.rescoring",
     "nets.speech_llm",
 }

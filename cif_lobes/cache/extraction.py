@@ -3,6 +3,7 @@
 from hyperpyyaml import load_hyperpyyaml
 
 from cif_lobes.cache.build import VERBS
+from cif_lobes.cache.ears import EarsStates
 from cif_lobes.cache.posteriors import Posteriors
 from cif_lobes.cache.speech_states import SpeechStates
 from cif_lobes.cache.text_states import TextStates
@@ -10,7 +11,7 @@ from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 
 # By a setting that only the yamls of this kind have; the others are of a text teacher.
-KINDS = {"teachers": Posteriors, "layers": SpeechStates}
+KINDS = {"teachers": Posteriors, "layers": SpeechStates, "ears": EarsStates}
 
 
 @full_float32()

@@ -11,16 +11,16 @@ import soundfile
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from cif_lobes.cache.audio_keys import audio_keys, memory_of
 from cif_lobes.cache.build import TeacherStates, count_rows
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
-from cif_lobes.nets.fithubert import num_frames
 from cif_lobes.teachers.speech import SpeechTeacher
 
 
 class SpeechStates(TeacherStates):
-    """A speech encoder hears the recordings; a key is one of a certain length.
+    """A speech encoder hears the recordings; a key is a recording's hash.
 
     Arguments
     ---------
@@ -28,14 +28,16 @@ class SpeechStates(TeacherStates):
         The loaded yaml: manifests, teacher, layers, sample_rate, batch_seconds, device.
     """
 
+    setting = "layers"
+
     def __init__(self, hparams):
         super().__init__(hparams)
-        self.layers = sorted(hparams["layers"])
+        self.layers = sorted(hparams[self.setting])
         found = {u.id: u for m in hparams["manifests"] for u in read_manifest(m)}
         # Those of like durations side by side, for batches with little padding.
         utterances = sorted(found.values(), key=lambda u: (-u.duration, u.id))
-        self.keys = {u.id: _key(u) for u in utterances}
-        self.utterances = {_key(u): u for u in utterances}
+        self.keys = audio_keys(utterances, memory_of(hparams["cache"]))
+        self.utterances = {self.keys[u.id]: u for u in utterances}
 
     def load(self):
         """Read the encoder; refuse layers that it does not have."""
@@ -136,7 +138,8 @@ def open_speech_cache(path, teacher, taught, manifests):
         If it is of other weights, layers or recordings.
     """
     cache = TeacherCache(path)
-    keys = {u.id: _key(u) for m in manifests for u in read_manifest(m)}
+    utterances = [u for m in manifests for u in read_manifest(m)]
+    keys = audio_keys(utterances, memory_of(path))
     _check(cache, teacher, taught, keys)
     return cache
 
@@ -155,11 +158,6 @@ def _check(cache, teacher, taught, keys):
         )
 
 
-def _key(utterance):
-    """What stands for an utterance's text: another recording has another length."""
-    return f"{utterance.id}, {utterance.duration:.3f} s of audio"
-
-
 def _count_frames(utterance, sample_rate, teacher):
     """The teacher's frames of an utterance, from its file's header."""
     info = soundfile.info(utterance.wav)
@@ -168,4 +166,4 @@ def _count_frames(utterance, sample_rate, teacher):
         count -= round(utterance.offset * info.samplerate)
         count = min(count, round(utterance.duration * info.samplerate))
     samples = -(-count * sample_rate // info.samplerate)  # as resampling rounds
-    return int(num_frames(torch.tensor(samples), teacher.reach, teacher.hop))
+    return int(teacher.output_lengths(torch.tensor(samples)))

@@ -107,11 +107,12 @@ def dataset_rows(manifest):
     }
 
 
-def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
+def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None, ears_cache=None):
     """A dataset over one manifest.
 
     Its items are `id`, `signal` [samples], `tokens` [U + 1] ending in end of sentence,
-    `text`, the normalised transcript, and with a cache `teacher` [U + 1, H].
+    `text`, the normalised transcript, and with a cache `teacher` [U + 1, H]. With cached
+    states of pretrained ears, `heard` [T, L, H] stands in place of `signal`.
 
     Arguments
     ---------
@@ -123,6 +124,8 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
         Hz.
     teacher_cache : cif_lobes.cache.reader.TeacherCache, optional
         States of every utterance; checked beforehand.
+    ears_cache : cif_lobes.cache.reader.TeacherCache, optional
+        Likewise, of `cif_lobes.cache.ears`: no recording is read.
 
     Returns
     -------
@@ -145,8 +148,11 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None):
     def tokens(wrd):
         return torch.tensor(tokenizer.encode(wrd) + [tokenizer.eos_index])
 
+    heard = {"takes": ["id"], "provides": "heard"}
     items = [
-        signal_item(sample_rate),
+        {"func": ears_cache.__getitem__, **heard}
+        if ears_cache is not None
+        else signal_item(sample_rate),
         {"func": tokens, "takes": ["wrd"], "provides": "tokens"},
         {"func": tokenizer.normalize, "takes": ["wrd"], "provides": "text"},
     ]

@@ -1,6 +1,7 @@
 """A trained run as a recogniser: the network and its parameters, nothing of training.
 
 An exported folder is complete and can be moved: hyperparams.yaml (the network),
+    open_ears(hparams["features"], folder)
 model.safetensors (its parameters, averaged over checkpoints), tokenizer.ckpt (the
 vocabulary). Exports of before have the parameters in a model.ckpt of torch.
 SpeechBrain's own interface loads it, from a folder or from the hub::
@@ -28,6 +29,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.windows import MAX_SECONDS
+from cif_lobes.nets.kept_ears import export_ears, open_ears
 from cif_lobes.settings.safe_yaml import build, inside, read_settings
 from cif_lobes.storage.atomic_files import new_folder
 from cif_lobes.storage.checkpoints import load_parameters
@@ -335,6 +337,7 @@ def export_run(
             metadata={"format": "pt"},
         )
         shutil.copyfile(vocabulary, folder / VOCABULARY)
+        export_ears(run_folder, folder)
         (folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
 
 
@@ -357,6 +360,7 @@ def open_run(folder, overrides=None, average=None, num_checkpoints=None):
     """
     settings, parameters, vocabulary = read_run(folder, average, num_checkpoints)
     hparams = build(settings, overrides)
+    open_ears(hparams["features"], folder)
     hparams["model"].load_state_dict(parameters)
     hparams["tokenizer"].path = vocabulary
     return hparams
@@ -381,6 +385,7 @@ def open_export(folder, overrides=None):
             f"python evaluate.py export RUN {folder}"
         )
     hparams = build(folder / "hyperparams.yaml", overrides)
+    open_ears(hparams["features"], folder)
     use_parameters(hparams["model"], path)
     hparams["tokenizer"].path = inside(folder, VOCABULARY)
     return hparams

@@ -10,6 +10,8 @@ from cif_lobes.data.batches import (
     make_dataset,
 )
 from cif_lobes.devices.processes import check_device
+from cif_lobes.nets.kept_ears import open_ears
+from cif_lobes.runs.ears import open_cache
 from cif_lobes.runs.init_from import start_from
 from cif_lobes.runs.stages import (
     assemble,
@@ -53,9 +55,14 @@ def run(hparams_file, run_opts, overrides, prepare):
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
     cache = add_teacher(hparams, manifests["train"]) if learning else None
+    heard = open_cache(hparams, manifests)
     datasets = {
         name: make_dataset(
-            path, tokenizer, hparams["sample_rate"], cache if name == "train" else None
+            path,
+            tokenizer,
+            hparams["sample_rate"],
+            cache if name == "train" else None,
+            heard,
         )
         for name, path in manifests.items()
     }
@@ -114,6 +121,7 @@ def load_run(folder, overrides=None, run_opts=None, teacher=False):
         **(overrides or {}),
     }
     hparams = build(hparams_file, overrides, teacher=teacher)
+    open_ears(hparams.get("features"), folder)
     if "cif" not in hparams.get("modules", ()):
         raise ValueError(
             f"{folder} is no run of a CIF recogniser. Score it with its own command, "

@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from cif_lobes.runs.ears import with_ears
 from cif_lobes.settings.safe_yaml import inside, read_settings
 from cif_lobes.storage.parameters import DISTILLATION, read_parameters, run_folder
 
@@ -40,6 +41,8 @@ def start_from(model, run, tokenizer):
     vocabulary = inside(folder, settings["tokenizer"]["path"])
     same = vocabulary.read_bytes() == tokenizer.path.read_bytes()
     parameters = read_parameters(run)
+    if "features" in model:
+        parameters = with_ears(parameters, model["features"], folder, run)
     there = _modules(parameters)
     fresh = {DISTILLATION, *(() if same else TOKENS)}
     # A head that only one of the two runs has.

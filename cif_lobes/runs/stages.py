@@ -23,7 +23,9 @@ from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.validation import MEMORY, prepare_own_data
 from cif_lobes.devices.precision import set_tf32
 from cif_lobes.devices.processes import check_device
+from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.runs.dry_run import into_nowhere, measure
+from cif_lobes.runs.ears import load_ears, note_ears
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.start import (
     check_network,
@@ -102,6 +104,7 @@ def load_settings(hparams_file, run_opts, overrides):
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     lock_run(hparams["output_folder"])
+    load_ears(hparams)
     check_network(hparams["output_folder"], hparams["modules"], settings)
     # Only here: later on, checkpoints bring the parameters of the frozen student along.
     if "student_run" in hparams and not run_opts.get("test_only"):
@@ -109,6 +112,8 @@ def load_settings(hparams_file, run_opts, overrides):
     sb.create_experiment_directory(hparams["output_folder"])
     run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
     hparams["dry_run"] = run_opts.get("dry_run", False)
+    if not hparams["dry_run"]:
+        note_ears(hparams)
     return hparams
 
 
@@ -240,6 +245,8 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
         finish()
         sys.exit(0)
     parameters = sum(p.numel() for p in hparams["model"].parameters())
+    if isinstance(hparams.get("features"), PretrainedEars):
+        parameters += hparams["features"].frozen_parameters()
     # Scoring alone changes nothing of what is known about the training.
     if not (brain.test_only and hparams["record"].path.exists()):
         hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)

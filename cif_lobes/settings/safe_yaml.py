@@ -26,6 +26,7 @@ CLASSES = frozenset(
     cif_lobes.nets.coldec.ColDec
     cif_lobes.nets.ctc_attention.CRDNNEncoder
     cif_lobes.nets.decoder.CIFDecoder
+    cif_lobes.nets.ears.PretrainedEars
     cif_lobes.nets.encoder.ConformerEncoder
     cif_lobes.losses.distillation.ACD
     cif_lobes.losses.distillation.LRD

@@ -1,5 +1,6 @@
 """Parameters of a trained network: of one checkpoint, or an average of several."""
 
+import hashlib
 import pathlib
 
 from speechbrain.utils.checkpoints import average_checkpoints
@@ -122,3 +123,13 @@ def run_folder(path):
         f"{path} is neither a run folder nor a checkpoint of one: correct the path, or "
         "train it first"
     )
+
+
+def hash_weights(encoder, without):
+    """Hash of all weights but those whose name has `without` in it."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(encoder.state_dict().items()):
+        if without not in name:
+            digest.update(f"{name} {list(weight.shape)}".encode())
+            digest.update(weight.contiguous().cpu().numpy())
+    return digest.hexdigest()[:16]

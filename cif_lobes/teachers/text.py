@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import transformers
 
+from cif_lobes.storage.parameters import hash_weights
 from cif_lobes.teachers.alignment import align, token_spans
 from cif_lobes.teachers.probe import check_padding, is_causal
 
@@ -339,16 +340,6 @@ def _load_encoder(source):
             "config.json names another architecture"
         )
     return model.get_encoder() if model.config.is_encoder_decoder else model
-
-
-def hash_weights(encoder, without):
-    """Hash of all weights but those whose name has `without` in it."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(encoder.state_dict().items()):
-        if without not in name:
-            digest.update(f"{name} {list(weight.shape)}".encode())
-            digest.update(weight.contiguous().cpu().numpy())
-    return digest.hexdigest()[:16]
 
 
 def _resolve_layer(layer, num_layers, source):

@@ -122,7 +122,10 @@ class TrainingBrain(sb.Brain):
     def optimizers_step(self):
         """Divide the summed gradients by the units behind them, then step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.hparams.lr_scheduler.lr_at(self.optimizer_step + 1)
+            begun = self.optimizer_step >= group.get("begin", 0)
+            share = group.get("lr_share", 1.0) if begun else 0.0
+            lr = self.hparams.lr_scheduler.lr_at(self.optimizer_step + 1)
+            group["lr"] = share * lr
         totals = self._totals()
         self.scaler.unscale_(self.optimizer)
         trained = [

@@ -21,8 +21,9 @@ class RecognizerBrain(TrainingBrain):
     """A `TrainingBrain` whose modules begin with `features` and `encoder`.
 
     Reads from the yaml, besides what `TrainingBrain` reads: `tokenizer`, `error_unit`,
-    `average`; optionally `speed_perturb`, `insert_silence`, `random_gain`, `augment`. A
-    subclass's predictions have `token_lengths`, which are `Lengths`.
+    `average`; optionally `speed_perturb`, `insert_silence`, `random_gain`, `augment`, and
+    of pretrained ears `ears_lr`, `ears_trained_from`. A subclass's predictions have
+    `token_lengths`, which are `Lengths`.
     """
 
     best_key = "error_rate"
@@ -45,6 +46,8 @@ class RecognizerBrain(TrainingBrain):
 
         Moves the batch to the device; `Lengths` of its other items are asked for before.
         """
+        if hasattr(batch, "heard"):
+            return self._encode_heard(batch, stage)
         samples = Lengths.of(batch.signal, self.device)
         waves = batch.to(self.device, non_blocking=True).signal.data
         training = stage == sb.Stage.TRAIN
@@ -58,11 +61,47 @@ class RecognizerBrain(TrainingBrain):
             samples = samples.map(lambda n: n + added)
         if training and self.option("random_gain"):
             waves = self.hparams.random_gain(waves)
+        self._wake_ears()
         x, x_lengths = self.modules.features(waves, samples.on_device)
         if training and self.option("augment"):
             x = self.hparams.augment(x, x_lengths)
         x, x_lengths = self.modules.encoder(x, x_lengths)
         return x, Lengths(self.output_lengths(samples.on_host), x_lengths)
+
+    def _encode_heard(self, batch, stage):
+        """`encode` of what pretrained ears have heard before."""
+        heard = Lengths.of(batch.heard, self.device)
+        states = batch.to(self.device, non_blocking=True).heard.data
+        x, x_lengths = self.modules.features(states, heard.on_device)
+        if stage == sb.Stage.TRAIN and self.option("augment"):
+            x = self.hparams.augment(x, x_lengths)
+        x, x_lengths = self.modules.encoder(x, x_lengths)
+        frames = self.hparams.features.pooled_lengths(heard.on_host)
+        return x, Lengths(self.hparams.encoder.output_lengths(frames), x_lengths)
+
+    def _wake_ears(self):
+        """Layers of pretrained ears that are trained learn from an update on."""
+        if getattr(self.hparams.features, "top", None) is not None:
+            awake = self.optimizer_step >= self.hparams.ears_trained_from
+            self.hparams.features.learning = awake
+
+    def init_optimizers(self):
+        """Layers of pretrained ears that are trained have a learning rate of their own."""
+        super().init_optimizers()
+        top = getattr(self.hparams.features, "top", None)
+        if top is None:
+            return
+        theirs, (first,) = (
+            {id(p) for p in top.parameters()},
+            self.optimizer.param_groups,
+        )
+        moved = [p for p in first["params"] if id(p) in theirs]
+        first["params"] = [p for p in first["params"] if id(p) not in theirs]
+        share = self.hparams.ears_lr / self.hparams.lr
+        begin = self.hparams.ears_trained_from
+        self.optimizer.add_param_group(
+            {"params": moved, "lr_share": share, "begin": begin}
+        )
 
     def output_lengths(self, samples):
         """Encoder frames of signals of `samples` samples, an integer tensor."""

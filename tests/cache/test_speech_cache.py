@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import h5py
 import pytest
+import soundfile
 import torch
 from conftest import ROOT, write_corpus
 from speechbrain import Stage
@@ -139,11 +140,12 @@ def test_what_does_not_fit_is_refused(settings, cache, corpus, tmp_path):
     with pytest.raises(ValueError, match="teacher_weights is '.*', expected '.*'"):
         other = SpeechTeacher({**TEACHER, "intermediate_size": 16})
         open_speech_cache(path, other, [1, 3], [corpus[1]])
-    longer = write_corpus(tmp_path, 12, 2)
-    rows = longer.read_text().replace("utt2-003,", "utt2-003,1").splitlines()
-    longer.write_text("\n".join(rows) + "\n")
+    # Another recording under the same id, of the same length.
+    other = write_corpus(tmp_path, 12, 2)
+    audio, rate = soundfile.read(tmp_path / "utt2-003.flac")
+    soundfile.write(tmp_path / "utt2-003.flac", -audio, rate)
     with pytest.raises(ValueError, match="first utt2-003"):
-        open_speech_cache(path, teacher, [1, 3], [longer])
+        open_speech_cache(path, teacher, [1, 3], [other])
     with pytest.raises(ValueError, match="is there and is another: layers is"):
         build({**settings, "layers": [2]})
     with pytest.raises(ValueError, match="4 is none of the teacher's, 1 to 3"):

@@ -20,7 +20,9 @@ SCRIPTS = [
     *ROOT.glob("recipes/*/train*.py"),
     ROOT / "recipes/LibriSpeech/export_s3prl.py",
 ]
-WITH_MAIN = [*ROOT.glob("cif_lobes/*.py"), *SCRIPTS, *ROOT.glob("recipes/*/*.py")]
+WITH_MAIN = [*ROOT.rglob("cif_lobes/**/*.py"), *SCRIPTS]
+WITH_MAIN += ROOT.glob("recipes/*/*.py")
+WITH_MAIN = [p for p in WITH_MAIN if '__name__ == "__main__"' in p.read_text()]
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +149,7 @@ def test_a_broken_pipe_that_is_not_stdout_is_not_hidden():
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in WITH_MAIN if '__name__ == "__main__"' in p.read_text()],
+    WITH_MAIN,
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_every_program_is_run_so(path):
@@ -155,7 +157,11 @@ def test_every_program_is_run_so(path):
     assert "run_program(" in last or "run_recipe(" in last
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in SCRIPTS if path in WITH_MAIN],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_help_needs_no_torch(path):
     if path.name == "quickstart_summary.py":
         pytest.skip("has no options")

@@ -38,6 +38,7 @@ def test_every_number_and_choice_has_a_limit(path):
                 "teachers",
                 "skip_prep",
                 "tokenizer_folder",
+                "ears",
             )
             assert words or find_fault(setting, "nonsense"), setting
 

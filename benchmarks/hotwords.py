@@ -1,0 +1,99 @@
+"""What hotwords cost in the search: a tree of phrases, and ColDec, against none.
+
+    python benchmarks/hotwords.py --out hotwords.md      (1 minute)
+
+The beam search of AISHELL-1/cif.yaml's decoder over random CIF vectors, alone, with a
+prefix tree of random phrases of two to four characters, and with a ColDec of the sizes of
+AISHELL-1/coldec.yaml mixed in. Weights are random; rounds are interleaved and time is that
+of the CPU. The encoder, which costs more than the search, is left out.
+"""
+
+import pathlib
+import random
+import statistics
+import tempfile
+import time
+
+import torch
+from processes import measure_apart, run_benchmark
+
+from cif_lobes.data.tokens import CharTokenizer
+from cif_lobes.decoding.context import Context
+from cif_lobes.decoding.fusion import fuse
+from cif_lobes.decoding.hotwords import HotwordTree
+from cif_lobes.decoding.searcher import BeamSearcher
+from cif_lobes.nets.coldec import ColDec
+from cif_lobes.nets.decoder import CIFDecoder
+
+D, NHEAD, D_FFN, VOCAB = 256, 4, 2048, 4232  # AISHELL-1/cif.yaml
+WAYS = ("none", "tree", "ColDec")
+
+
+def make_phrases(count, folder):
+    """A tokenizer, and texts of two to four of its characters, all different."""
+    characters = [chr(0x4E00 + i) for i in range(VOCAB - 4)]
+    path = pathlib.Path(folder) / "chars.txt"
+    tokenizer = CharTokenizer(path, VOCAB, "zh").fit(["".join(characters)])
+    rng, found = random.Random(1), set()
+    while len(found) < count:
+        found.add("".join(rng.choices(characters, k=rng.randint(2, 4))))
+    return tokenizer, sorted(found)
+
+
+def measure(args, name):
+    """Seconds of each way, a list over interleaved rounds."""
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    decoder = CIFDecoder(VOCAB, D, 2, NHEAD, D_FFN)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer, texts = make_phrases(args.phrases, folder)
+        tree = HotwordTree([(text, 1.0) for text in texts], tokenizer)
+        tokens = [tokenizer.encode(text) for text in texts]
+    context = Context(ColDec(VOCAB, D).eval(), tokens)
+    searchers = {
+        "none": BeamSearcher(decoder, args.beam),
+        "tree": BeamSearcher(
+            decoder, args.beam, fuse(hotwords=tree, hotword_weight=1.0)
+        ),
+        "ColDec": BeamSearcher(decoder, args.beam, context=context),
+    }
+    vectors = torch.randn(args.batch, args.steps, D)
+    lengths = torch.full((args.batch,), args.steps)
+    seconds = {way: [] for way in WAYS}
+    for round_number in range(args.rounds + 1):
+        for way, searcher in searchers.items():
+            start = time.process_time()
+            searcher.eval()(vectors, lengths)
+            if round_number:  # the first search is slower
+                seconds[way].append(time.process_time() - start)
+    return seconds
+
+
+def report(args):
+    times = measure_apart(__file__, args, SIZES, "times")
+    lines = [
+        f"{args.batch} utterances of {args.steps} steps, {VOCAB} symbols, beam "
+        f"{args.beam}, {args.phrases:,} phrases. CPU, float32, 1 thread, PyTorch "
+        f"{torch.__version__}, medians of {args.rounds} interleaved rounds.",
+        "",
+        "| way | search, ms/utterance | ratio |",
+        "|---|---:|---:|",
+    ]
+    for way in WAYS:
+        pairs = zip(times[way], times["none"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        milliseconds = 1000 * statistics.median(times[way]) / args.batch
+        lines.append(f"| {way} | {milliseconds:.1f} | {ratio:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+SIZES = {
+    "batch": (8, "utterances searched at once"),
+    "steps": (15, "tokens of each; AISHELL-1's transcripts have 14.4"),
+    "beam": (10, "hypotheses kept"),
+    "phrases": (1000, "in the list"),
+    "rounds": (9, "timed rounds"),
+}
+
+if __name__ == "__main__":
+    run_benchmark(__doc__, SIZES, measure, report)

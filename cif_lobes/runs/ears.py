@@ -1,0 +1,169 @@
+"""Pretrained ears in a run: which, where they are kept, and what goes with a cache."""
+
+import logging
+import pathlib
+
+from speechbrain.utils.distributed import run_on_main
+
+from cif_lobes.cache.audio_keys import audio_keys, memory_of
+from cif_lobes.cache.ears import check_durations, open_ears_cache
+from cif_lobes.data.manifest import read_manifest
+from cif_lobes.nets.ears import PretrainedEars
+from cif_lobes.nets.kept_ears import find_ears, keep_ears, read_note
+
+logger = logging.getLogger(__name__)
+
+
+def load_ears(hparams):
+    """Let a loaded yaml's `features` hear, if they are pretrained ears.
+
+    A run that goes on has those it began with, wherever they are by now.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml: ears, output_folder.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If they are missing, are others than the run began with, or do not go with other
+        settings.
+    """
+    features, folder = hparams.get("features"), pathlib.Path(hparams["output_folder"])
+    if not isinstance(features, PretrainedEars):
+        return
+    check_settings(hparams)
+    note = read_note(folder)
+    if note is None or str(hparams["ears"]) != note["source"]:
+        features.load(hparams["ears"])
+    else:
+        features.load(find_ears(folder))
+    if note is not None and note["hash"] != features.weights_hash:
+        raise ValueError(
+            f"{folder} is a run with the ears {note['source']} (weights {note['hash']}), "
+            f"{hparams['ears']} are others (weights {features.weights_hash}). Go on with "
+            "those, or train into another --output_folder"
+        )
+
+
+def note_ears(hparams):
+    """Keep the ears of a run that begins, by the first process."""
+    features = hparams.get("features")
+    if isinstance(features, PretrainedEars):
+        source, folder = hparams["ears"], hparams["output_folder"]
+        if read_note(folder) is None:
+            run_on_main(
+                keep_ears, args=[features, source, hparams["ears_folder"], folder]
+            )
+
+
+def open_cache(hparams, manifests):
+    """The cached states of a run's ears, checked against all that it will ask for.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml: ears_cache.
+    manifests : dict of str to str
+        csv files.
+
+    Returns
+    -------
+    TeacherCache or None
+        None if what is heard is computed.
+
+    Raises
+    ------
+    ValueError
+        If the cache is another's, or an utterance is too long for the ears.
+    """
+    features = hparams.get("features")
+    if not isinstance(features, PretrainedEars):
+        return None
+    utterances = [u for path in manifests.values() for u in read_manifest(path)]
+    check_durations(utterances, features.max_samples, hparams["sample_rate"])
+    path = hparams.get("ears_cache")
+    if path is None:
+        return None
+    # Remembered, so that the others need not read the recordings as well.
+    run_on_main(audio_keys, args=[utterances, memory_of(path)])
+    return open_ears_cache(
+        path, features.encoder, features.layers, [*manifests.values()]
+    )
+
+
+def with_ears(parameters, features, folder, run):
+    """A run's parameters, for a network that begins with them and has pretrained ears.
+
+    Layers that are trained from now on, and were not there, begin as they were kept.
+
+    Arguments
+    ---------
+    parameters : dict of str to torch.Tensor
+        Of the run.
+    features : torch.nn.Module
+        Of the network that begins.
+    folder, run : str
+        The run's folder, and init_from.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    ValueError
+        If the run heard with others, or trained layers that are not trained here.
+    """
+    note = read_note(folder)
+    if note is None or not isinstance(features, PretrainedEars):
+        return parameters
+    if note["hash"] != features.weights_hash:
+        raise ValueError(
+            f"init_from {run}: it has the ears {note['source']} (weights {note['hash']}), "
+            f"this run has others (weights {features.weights_hash}). Give the same --ears"
+        )
+    ours = {f"features.{k}": v for k, v in features.state_dict().items() if "top." in k}
+    theirs = [k for k in parameters if k.startswith("features.top.")]
+    if theirs and {*theirs} != {*ours}:
+        raise ValueError(
+            f"init_from {run}: layers of its ears were trained, others than here. Give "
+            "the ears_trained of its hyperparams.yaml"
+        )
+    return {**ours, **parameters}
+
+
+def check_settings(hparams):
+    """Refuse what pretrained ears, or cached states of them, cannot go with.
+
+    Raises
+    ------
+    ValueError
+        Names the setting and what to do.
+    """
+    if getattr(hparams.get("encoder"), "chunk_size", None):
+        raise ValueError(
+            "chunk_size is set: it is for streams, and pretrained ears hear whole "
+            "utterances. Leave it out, or use log-mel features"
+        )
+    if not hparams.get("ears_cache"):
+        return
+    loud = hparams.get("silence_seconds") and hparams.get("silence_probability")
+    changed = {
+        f"speeds is {hparams.get('speeds')}": hparams.get("speeds", [100]) != [100]
+        and "--speeds '[100]'",
+        f"silence_seconds is {hparams.get('silence_seconds')}": loud
+        and "--silence_seconds 0",
+        "random_gain is there": hparams.get("random_gain") is not None
+        and "a yaml without it",
+        f"ears_trained is {hparams.get('ears_trained')}": hparams.get("ears_trained")
+        and "--ears_trained 0",
+    }
+    for fault, remedy in changed.items():
+        if remedy:
+            raise ValueError(
+                f"ears_cache is set and {fault}: cached states are those of whole, "
+                f"unchanged recordings and of frozen ears. Run with {remedy}, or with "
+                "--ears_cache null"
+            )

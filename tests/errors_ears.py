@@ -1,0 +1,113 @@
+"""Pretrained ears that do not hear, for docs/errors.md."""
+
+import json
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import soundfile
+from tiny_ears import FAMILIES, make_folder
+
+from cif_lobes.cache.build import build
+from cif_lobes.cache.ears import EarsStates, open_ears_cache
+from cif_lobes.nets.ears import PretrainedEars
+from cif_lobes.nets.kept_ears import find_ears
+from cif_lobes.nets.pretrained import load_encoder
+from cif_lobes.runs.ears import check_settings, load_ears
+
+TITLE = "Pretrained ears"
+
+
+def _settings(**changes):
+    return lambda folder: check_settings({"ears_cache": "ears.h5", **changes})
+
+
+def _load(width=32, layers=(3,)):
+    def load(folder):
+        make_folder("hubert", folder / "hubert")
+        PretrainedEars(width, list(layers)).load(str(folder / "hubert"))
+
+    return load
+
+
+def _missing(folder):
+    note = {"hash": "b6a0e0e5a1d1c0f2", "source": "openai/whisper-base"}
+    note["folder"] = str(folder / "results/ears" / note["hash"])
+    (folder / "ears.json").write_text(json.dumps(note))
+    find_ears(folder)
+
+
+def _others(folder):
+    (folder / "ears.json").write_text('{"hash": "00", "source": "a", "folder": "b"}')
+    features = PretrainedEars(32, [3])
+    make_folder("hubert", folder / "hubert")
+    ears, out = str(folder / "hubert"), str(folder)
+    load_ears({"features": features, "ears": ears, "output_folder": out})
+
+
+def _states(folder, family="whisper", seconds=1.0, **changes):
+    """A cache of one recording, about to be built."""
+    soundfile.write(
+        folder / "a.wav", np.linspace(-0.1, 0.1, int(seconds * 16000)), 16000
+    )
+    csv = folder / "a.csv"
+    csv.write_text(f"ID,duration,wav,spk_id,wrd\nu1,{seconds},a.wav,s,hi\n")
+    settings = {
+        "ears": FAMILIES[family],
+        "ears_layers": [3],
+        "ears_silence_seconds": 1.0,
+        "cache": str(folder / "ears.h5"),
+        "manifests": [str(csv)],
+        "sample_rate": 16000,
+        "batch_seconds": 60,
+        "dtype": "float16",
+        "overwrite": False,
+        "device": "cpu",
+        **changes,
+    }
+    return EarsStates(settings)
+
+
+def _cached(folder, change=lambda folder: None, **other):
+    """Open the cache of one recording after something has changed."""
+    states = _states(folder)
+    command = [
+        "extract_teacher.py",
+        "build",
+        "recipes/AISHELL-1/hparams/extract_ears.yaml",
+    ]
+    with mock.patch("sys.argv", command):
+        build(states)
+    change(folder)
+    encoder = load_encoder(FAMILIES["whisper"], other.get("silence", 1.0))
+    open_ears_cache(
+        states.hparams["cache"],
+        encoder,
+        other.get("layers", [3]),
+        [str(folder / "a.csv")],
+    )
+
+
+def _record_again(folder):
+    soundfile.write(folder / "a.wav", np.linspace(0.1, -0.1, 16000), 16000)
+
+
+CASES = {
+    "`--ears /models/none`": lambda folder: load_encoder(str(folder / "none")),
+    "`--ears` names a text model": lambda folder: load_encoder({"model_type": "bert"}),
+    "`--ears_width 768` with a narrow model": _load(width=768),
+    "`--ears_layers '[12]'` with three layers": _load(layers=[12]),
+    "a run whose ears are gone": _missing,
+    "a run that goes on with others": _others,
+    "`--ears_cache` with `--speeds '[90, 100]'`": _settings(speeds=[90, 100]),
+    "`--ears_cache` with silence put in": _settings(
+        silence_seconds=4.0, silence_probability=0.3
+    ),
+    "`--ears_cache` with random_gain": _settings(random_gain=1),
+    "`--ears_cache` with `--ears_trained 4`": _settings(ears_trained=4),
+    "pretrained ears with chunk_size": _settings(encoder=SimpleNamespace(chunk_size=8)),
+    "40 s of speech for a Whisper": lambda f: build(_states(f, seconds=40.0)),
+    "a cache of the same id, recorded again": lambda f: _cached(f, _record_again),
+    "a cache with other silence behind": lambda f: _cached(f, silence=0.3),
+    "a cache without the layer": lambda f: _cached(f, layers=[2]),
+}

@@ -1,0 +1,270 @@
+"""ColDec's training: what it changes, what it leaves alone, and what it is good for."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, epochs, last_checkpoint
+
+from cif_lobes.cache import cif_vectors
+from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.data.manifest import read_manifest
+from cif_lobes.data.tokens import CharTokenizer
+from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
+from cif_lobes.training.coldec import VectorSet, draw_phrases
+
+TINY = {
+    "vocab_size": 8,
+    "vector_size": 32,
+    "d_model": 32,
+    "phrase_layers": 1,
+    "decoder_layers": 1,
+    "nhead": 2,
+    "d_ffn": 64,
+    "batch_tokens": 60,
+    "device_batch_tokens": 60,
+    "device_batch_seconds": 10,
+    "number_of_epochs": 2,
+    "num_lists": 2,
+    "lr": 3e-3,
+    "warmup": 0.1,
+    "device": "cpu",
+}
+
+
+def train_coldec(run, corpus, folder, check=True, **changes):
+    """Run the recipe's train_coldec.py, tiny, on a run of the tone corpus."""
+    settings = {
+        "recognizer": run,
+        "tokenizer_folder": run,
+        "train_csv": corpus[0],
+        "valid_csv": corpus[1],
+        "output_folder": folder / "coldec",
+        "cache": folder / "vectors.h5",
+        **TINY,
+        **changes,
+    }
+    command = [sys.executable, str(ROOT / "recipes/AISHELL-1/train_coldec.py")]
+    command += [part for k, v in settings.items() for part in (f"--{k}", str(v))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if check:
+        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def evaluate(run, *options, check=True):
+    command = [sys.executable, str(ROOT / "evaluate.py"), str(run), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if check:
+        assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def digests(folder):
+    """Of every file of a run's checkpoints, its settings and vocabulary."""
+    files = [*folder.glob("save/CKPT*/*"), folder / "hyperparams.yaml"]
+    files += folder.glob("*.txt")
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """A copy of the recogniser's run, so that figures are written into it."""
+    folder = tmp_path_factory.mktemp("recogniser") / "run"
+    shutil.copytree(trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def coldec(run, corpus, tmp_path_factory):
+    """A folder with a trained ColDec, a cache, and what the recogniser was before."""
+    folder = tmp_path_factory.mktemp("coldec")
+    before = digests(run)
+    train_coldec(run, corpus, folder, number_of_epochs=12)
+    assert digests(run) == before
+    return folder
+
+
+def test_the_recogniser_is_in_no_checkpoint(coldec):
+    names = {name.split(".")[0] for name in last_checkpoint(coldec / "coldec")}
+    assert names == {"coldec"}
+    lines = (coldec / "coldec" / "recognizer.txt").read_text().split()
+    assert len(lines[0]) == 16
+
+
+def test_it_learns(coldec):
+    rows = epochs(coldec / "coldec")
+    assert rows[-1]["valid"]["loss"] < rows[0]["valid"]["loss"]
+    assert rows[-1]["valid"]["accuracy"] > 0.8
+
+
+def test_cached_vectors_are_the_recogniser_s(coldec, run, corpus):
+    """Of an utterance alone, to the cache's rounding."""
+    recognizer = FrozenRecognizer(run)
+    assert not any(p.requires_grad for p in recognizer.parameters())
+    assert not recognizer.train().training
+    cache = TeacherCache(coldec / "vectors.h5")
+    assert cache.attributes["recognizer_weights"] == recognizer.weights_hash
+    for u in read_manifest(corpus[1])[:4]:
+        length = len(recognizer.tokenizer.encode(u.wrd)) + 1
+        (expected,) = cif_vectors._encode(recognizer, [u], [length])
+        torch.testing.assert_close(cache[u.id], expected.half(), rtol=2e-3, atol=2e-3)
+
+
+def test_a_batch_of_cached_vectors_needs_no_audio(coldec, run, corpus):
+    tokenizer = FrozenRecognizer(run).tokenizer
+    data = VectorSet(corpus[1], tokenizer, TeacherCache(coldec / "vectors.h5"))
+    for item, length in zip((data[i] for i in range(3)), data.lengths, strict=False):
+        assert len(item["vectors"]) == len(item["tokens"]) == length
+        assert item["tokens"][-1] == tokenizer.eos_index
+
+
+def test_resume_equals_running_through(run, corpus, tmp_path):
+    """A run whose last two epochs are taken away does them again."""
+    settings = {"number_of_epochs": 3, "num_checkpoints": 3}
+    train_coldec(run, corpus, tmp_path, **settings)
+    folder, through = tmp_path / "coldec", tmp_path / "through"
+    shutil.copytree(folder, through)
+    for path in sorted(folder.glob("save/CKPT*"), key=os.path.getmtime)[1:]:
+        shutil.rmtree(path)
+    train_coldec(run, corpus, tmp_path, **settings)
+    assert epochs(folder)[-3:] == epochs(through)
+    theirs = last_checkpoint(through)
+    for name, value in last_checkpoint(folder).items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_a_changed_recogniser_is_refused(coldec, run, corpus, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    for path in other.glob("save/CKPT*/model.ckpt"):
+        weights = torch.load(path)
+        weights["cif.linear.bias"] += 1
+        torch.save(weights, path)
+        (path.parent / "sizes.json").unlink()
+    for changes, message in (
+        ({"cache": coldec / "vectors.h5"}, "is there and is another"),
+        ({"output_folder": coldec / "coldec"}, "was begun on another recogniser"),
+    ):
+        done = train_coldec(other, corpus, tmp_path, check=False, **changes)
+        assert done.returncode and message in done.stderr
+        assert "Traceback" not in done.stderr
+    (tmp_path / "list.txt").write_text("ab\n")
+    options = ("--coldec", coldec / "coldec", "--hotwords", tmp_path / "list.txt")
+    done = evaluate(other, *options, check=False)
+    assert done.returncode and "CIF vectors of another recogniser" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"vector_size": 16}, "--vector_size 32"),
+        ({"recognizer": "nowhere"}, "neither a run folder nor a checkpoint"),
+    ],
+)
+def test_what_does_not_fit_is_said(run, corpus, tmp_path, changes, message):
+    done = train_coldec(run, corpus, tmp_path, check=False, **changes)
+    assert done.returncode and message in done.stderr
+    assert not (tmp_path / "coldec").exists()
+
+
+def test_it_is_mixed_in_and_helps_in_noise(coldec, run, corpus, tmp_path):
+    """Each utterance's own text on the list. That it is the phrases that help is not told
+    by this: the context decoder is a second opinion in any case."""
+    texts = sorted({u.wrd for u in read_manifest(corpus[1])})
+    (tmp_path / "list.txt").write_text("".join(f"{text}\n" for text in texts))
+    noisy = make_noisy(corpus[1], tmp_path)
+    plain = ["--csv", noisy, "--beam", 4]
+    biased = [
+        *plain,
+        "--hotwords",
+        tmp_path / "list.txt",
+        "--coldec",
+        coldec / "coldec",
+    ]
+    evaluate(run, *plain)
+    evaluate(run, *biased, "--coldec_weight", 0.6)
+    evaluate(run, *biased, "--purify", 3, "--hotword_weight", 0.5)
+    results = json.loads((run / "run.json").read_text())["results"]
+    names = [name for name in results if name.startswith("csv")]
+    assert len(names) == 3
+    rates = {name: results[name]["error_rate"] for name in names}
+    (without,) = [rate for name, rate in rates.items() if "coldec" not in name]
+    assert without > 5, "too easy to tell"
+    assert all(rate < without for name, rate in rates.items() if "coldec" in name), (
+        rates
+    )
+
+
+def make_noisy(manifest, folder):
+    """The same recordings in white noise; the new csv."""
+    import csv
+
+    import soundfile
+
+    rows = []
+    generator = torch.Generator().manual_seed(3)
+    for u in read_manifest(manifest):
+        audio, rate = soundfile.read(u.wav, dtype="float32")
+        audio = audio + 0.25 * torch.randn(len(audio), generator=generator).numpy()
+        path = folder / pathlib.Path(u.wav).name
+        soundfile.write(path, audio, rate)
+        rows.append([u.id, u.duration, path, u.spk_id, u.wrd])
+    with open(folder / "noisy.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ID", "duration", "wav", "spk_id", "wrd"])
+        writer.writerows(rows)
+    return folder / "noisy.csv"
+
+
+# --- phrases of a batch ---
+
+
+def words(tmp_path):
+    texts = ["the cat sat", "a dog"]
+    return CharTokenizer(tmp_path / "chars", 24, "en").fit(texts), texts
+
+
+def test_phrases_are_n_grams_of_the_references(tmp_path):
+    tokenizer, texts = words(tmp_path)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(200):
+        phrases, sees = draw_phrases(texts, tokenizer, 1.0, 1)
+        assert sees.all() and sees.shape == (2, len(phrases))
+        seen |= {tokenizer.decode(tokens) for tokens in phrases}
+    expected = {"the", "cat", "sat", "the cat", "cat sat", "the cat sat"}
+    assert seen == expected | {"a", "dog", "a dog"}
+
+
+def test_keep_is_a_probability_and_lists_are_apart(tmp_path):
+    tokenizer, texts = words(tmp_path)
+    torch.manual_seed(0)
+    counts = [
+        len(draw_phrases(["the cat", "a dog"], tokenizer, 0.7, 2)[0])
+        for _ in range(500)
+    ]
+    assert 1.3 < sum(counts) / 500 < 1.5
+    phrases, sees = draw_phrases(["the cat", "a dog", "sat"], tokenizer, 1.0, 2)
+    assert sees.tolist() == [
+        [True, False, True],
+        [False, True, False],
+        [True, False, True],
+    ]
+    assert draw_phrases(texts, tokenizer, 0.0, 2)[1].shape == (2, 0)
+
+
+def test_the_same_generator_draws_the_same(tmp_path):
+    tokenizer, texts = words(tmp_path)
+    drawn = [
+        draw_phrases(texts * 5, tokenizer, 0.7, 3, torch.Generator().manual_seed(4))
+        for _ in range(2)
+    ]
+    assert drawn[0][0] == drawn[1][0] and torch.equal(drawn[0][1], drawn[1][1])
+    assert drawn[0][0] != draw_phrases(texts * 5, tokenizer, 0.7, 3)[0]

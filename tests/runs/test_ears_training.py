@@ -1,0 +1,191 @@
+"""Runs with pretrained ears: from a cache or computed, resumed, exported, begun from one."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY, epochs, last_checkpoint, train
+from speechbrain import Stage
+from speechbrain.dataio.batch import PaddedBatch
+from tiny_ears import make_folder
+
+from cif_lobes.data.batches import make_dataset
+from cif_lobes.inference.export import export_run, open_run
+from cif_lobes.inference.recognizer import CIFRecognizer
+from cif_lobes.runs.cif import load_run
+from cif_lobes.runs.ears import open_cache
+from cif_lobes.training.ledger import Ledger
+
+pytestmark = pytest.mark.slow
+
+YAML = ROOT / "recipes/AISHELL-1/hparams/cif_pretrained_small.yaml"
+EXTRACT = ROOT / "recipes/AISHELL-1/hparams/extract_ears_small.yaml"
+
+
+@pytest.fixture(scope="module")
+def ears(tmp_path_factory):
+    return make_folder("whisper", tmp_path_factory.mktemp("hub") / "whisper")
+
+
+def arguments(corpus, folder, ears, **changes):
+    """Command line of cif_pretrained_small.yaml, tiny, on the tone corpus."""
+    train_csv, valid_csv = corpus
+    left_out = ("n_mels", "conv_channels", "pool_after")
+    settings = {
+        **{k: v for k, v in TINY.items() if k not in left_out},
+        "skip_prep": True,
+        "train_csv": train_csv,
+        "valid_csv": valid_csv,
+        "test_csv": f"[{valid_csv}]",
+        "output_folder": folder / "run",
+        "manifest_folder": folder / "manifests",
+        "ears": ears,
+        "ears_folder": folder / "kept",
+        "ears_cache": "null",
+        "ears_width": 32,
+        "ears_layers": "[2, 3]",
+        "ears_stack": 1,
+        "device": "cpu",
+        **changes,
+    }
+    return [str(YAML), *(p for k, v in settings.items() for p in (f"--{k}", str(v)))]
+
+
+def extract(verb, corpus, folder, ears):
+    """The command that makes or checks the cache of the tone corpus."""
+    command = [sys.executable, "extract_teacher.py", verb, str(EXTRACT)]
+    command += ["--ears", ears, "--cache", str(folder / "ears.h5")]
+    command += ["--manifests", str([str(path) for path in corpus])]
+    command += ["--ears_layers", "[2, 3]", "--dtype", "float32"]
+    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def computed(corpus, ears, tmp_path_factory):
+    """A run that hears in every epoch."""
+    folder = tmp_path_factory.mktemp("computed")
+    train(arguments(corpus, folder, ears))
+    return folder
+
+
+def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
+    """A batch's losses are the same, and a run from it alone reads no recording."""
+    extract("build", corpus, tmp_path, ears)
+    assert "60 of 60 utterances" in extract("verify", corpus, tmp_path, ears).stdout
+    assert "PROBLEM" not in extract("inspect", corpus, tmp_path, ears).stdout
+    brain, hparams = load_run(
+        computed / "run", {"ears_cache": str(tmp_path / "ears.h5")}
+    )
+    brain.on_evaluate_start()
+    brain.modules.eval()
+    cache = open_cache(hparams, {"valid": corpus[1]})
+    losses = []
+    for heard in (None, cache):
+        dataset = make_dataset(corpus[1], hparams["tokenizer"], 16000, None, heard)
+        assert ("signal" in dataset[0]) == (heard is None)
+        batch = PaddedBatch([dataset[i] for i in range(6)])
+        brain.ledger = Ledger()
+        brain.start_scoring()
+        with torch.no_grad():
+            predictions = brain.compute_forward(batch, Stage.VALID)
+            losses.append(brain.compute_objectives(predictions, batch, Stage.VALID))
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0)
+    train(arguments(corpus, tmp_path, ears, ears_cache=tmp_path / "ears.h5"))
+    ours, theirs = (
+        epochs(f / "run")[-1]["valid"]["loss"] for f in (tmp_path, computed)
+    )
+    assert ours == pytest.approx(theirs, rel=0.1)  # masks are drawn anew
+
+
+def test_no_checkpoint_holds_the_ears(computed):
+    saved = last_checkpoint(computed / "run")
+    assert sorted(n for n in saved if n.startswith("features.")) == [
+        "features.layer_logits",
+        "features.norm.bias",
+        "features.norm.weight",
+    ]
+    note = json.loads((computed / "run/ears.json").read_text())
+    assert [p.name for p in (computed / "kept").iterdir()] == [note["hash"]]
+    record = json.loads((computed / "run/run.json").read_text())
+    whisper = torch.nn.ModuleDict(open_run(computed / "run")["model"])
+    learnt = sum(p.numel() for p in whisper.parameters())
+    assert record["parameters"] > learnt + 10_000
+
+
+def test_it_recognises_and_is_exported(computed, tmp_path, signals):
+    run = shutil.copytree(computed / "run", tmp_path / "moved")
+    (a,) = CIFRecognizer.from_run(run).transcribe(signals[:1])
+    export_run(run, tmp_path / "exported")
+    assert (tmp_path / "exported/ears/config.json").exists()
+    shutil.move(computed / "kept", tmp_path / "away")
+    try:
+        (b,) = CIFRecognizer.from_export(tmp_path / "exported").transcribe(signals[:1])
+        assert a == b
+        moved = json.loads((run / "ears.json").read_text())
+        moved["source"] = "/nowhere"
+        (run / "ears.json").write_text(json.dumps(moved))
+        for open_it in (CIFRecognizer.from_run, load_run):
+            with pytest.raises(FileNotFoundError, match=r"its ears, .* Put them into"):
+                open_it(run)
+        shutil.copytree(tmp_path / "away" / moved["hash"], run / "ears")
+        (c,) = CIFRecognizer.from_run(run).transcribe(signals[:1])
+        assert a == c
+    finally:
+        shutil.move(tmp_path / "away", computed / "kept")
+
+
+def test_evaluating_and_other_ears(corpus, ears, computed, tmp_path):
+    command = [sys.executable, "evaluate.py", str(computed / "run"), "--split", "valid"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    other = make_folder("wav2vec2", tmp_path / "other")
+    done = train(arguments(corpus, computed, other), check=False)
+    assert done.returncode and "is a run with the ears" in done.stderr
+
+
+def test_trained_layers_resume_as_if_uninterrupted(corpus, ears, tmp_path):
+    """Two epochs at once equal one and one; before their update they do not move."""
+    changes = {"ears_trained": 1, "ears_trained_from": 6, "ears_lr": 1e-3}
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    train(arguments(corpus, whole, ears, **changes))
+    stopped = arguments(corpus, split, ears, **changes)
+    code = (
+        "import sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
+        "from cif_lobes.training.recognizer import RecognizerBrain as B\n"
+        "step, count = B.optimizers_step, []\n"
+        "def once(self):\n"
+        "    step(self); count.append(1); self.interrupted = len(count) == 4\n"
+        "B.optimizers_step = once\n"
+        "import runpy; runpy.run_path('recipes/AISHELL-1/train.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *stopped], cwd=ROOT)
+    assert done.returncode, "it should have been stopped"
+    name = "features.top.0.fc1.weight"
+    first = last_checkpoint(split / "run")[name]
+    train(stopped)
+    ours, theirs = last_checkpoint(whole / "run"), last_checkpoint(split / "run")
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert not torch.equal(ours[name], first)
+    kept = load_run(whole / "run")[1]["features"]
+    assert torch.equal(kept.state_dict()["top.0.fc1.weight"], first), "moved too early"
+    # What was trained is in the export, and heard.
+    export_run(whole / "run", tmp_path / "exported")
+    wave = torch.randn(16000)
+    (a,) = CIFRecognizer.from_run(whole / "run").transcribe([wave])
+    (b,) = CIFRecognizer.from_export(tmp_path / "exported").transcribe([wave])
+    assert a == b
+
+
+def test_frozen_ears_begin_a_run_that_trains_them(corpus, ears, computed, tmp_path):
+    begun = {"init_from": computed / "run", "number_of_epochs": 1}
+    trains = arguments(corpus, tmp_path / "a", ears, ears_trained=1, **begun)
+    assert "learn anew" not in train(trains).stderr
+    begun["init_from"] = tmp_path / "a/run"
+    done = train(arguments(corpus, tmp_path / "b", ears, **begun), check=False)
+    assert done.returncode and "layers of its ears were trained" in done.stderr
+    other = make_folder("wav2vec2", tmp_path / "other")
+    begun["init_from"] = computed / "run"
+    done = train(arguments(corpus, tmp_path / "c", other, **begun), check=False)
+    assert done.returncode and "Give the same --ears" in done.stderr
