@@ -107,6 +107,7 @@ def show(brain, name, signal, reference, path):
     from cif_lobes.decoding.scoring import ErrorRate
     from cif_lobes.inference import alignment
     from cif_lobes.inference import plot as alignment_plot
+    from cif_lobes.inference.fires import name_fires
     from cif_lobes.nets.features import LogMel
 
     hparams, rate = brain.hparams, brain.hparams.sample_rate
@@ -122,9 +123,8 @@ def show(brain, name, signal, reference, path):
     decode = hparams.tokenizer.decode
     text = decode(hypothesis)
     num_fires = int(fired.lengths[0])
-    # The network names the fires up to the end of sentence, and those behind it not.
-    tokens = [decode([token]) or SPACE for token in hypothesis] + ["<eos>"]
-    tokens = (tokens + [""] * num_fires)[:num_fires]
+    tokens = [decode([token]) or SPACE for token in hypothesis]
+    tokens = name_fires(tokens, num_fires)
     clock = alignment.frame_clock(hparams.features, hparams.encoder, rate)
     spans = alignment.token_spans(tokens, fired.boundaries[0], clock)
     by_words = hparams.error_unit == "word"
