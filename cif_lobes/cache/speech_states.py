@@ -18,6 +18,12 @@ from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.teachers.speech import SpeechTeacher
 
+EXACT = (
+    "WAV",
+    "WAVEX",
+    "FLAC",
+)  # formats whose headers count samples; an mp3's guesses
+
 
 class SpeechStates(TeacherStates):
     """A speech encoder hears the recordings; a key is a recording's hash.
@@ -159,8 +165,11 @@ def _check(cache, teacher, taught, keys):
 
 
 def _count_frames(utterance, sample_rate, teacher):
-    """The teacher's frames of an utterance, from its file's header."""
+    """The teacher's frames of an utterance, from its file's header if that can be trusted."""
     info = soundfile.info(utterance.wav)
+    if info.format not in EXACT:
+        samples = len(read_utterance(utterance, sample_rate))
+        return int(teacher.output_lengths(torch.tensor(samples)))
     count = info.frames
     if utterance.offset is not None:
         count -= round(utterance.offset * info.samplerate)

@@ -193,3 +193,17 @@ def test_training_from_a_cache(corpus, tmp_path):
     rows = [(tmp_path / f"{run}/run/epochs.jsonl").read_text() for run in "ab"]
     ours, theirs = (json.loads(r.splitlines()[-1])["valid"]["loss"] for r in rows)
     assert ours == pytest.approx(theirs, rel=0.01)
+
+
+def test_an_mp3_may_be_longer_than_its_header_says(
+    settings, corpus, tmp_path, monkeypatch
+):
+    csv = write_corpus(tmp_path, 3, 5, suffix="mp3")
+    info = soundfile.info
+    longer = lambda path: SimpleNamespace(  # noqa: E731
+        frames=info(path).frames + 1152, samplerate=16000, format=info(path).format
+    )
+    monkeypatch.setattr("cif_lobes.cache.speech_states.soundfile.info", longer)
+    path = str(tmp_path / "mp3.h5")
+    build({**settings, "cache": path, "manifests": [str(csv)]})
+    assert len(TeacherCache(path)) == 3
