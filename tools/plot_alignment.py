@@ -78,7 +78,7 @@ def find_utterance(arguments, hparams):
 
     manifests = manifest_paths(hparams)
     tests = [name for name in manifests if name not in ("train", "valid")]
-    split = arguments.split or tests[0]
+    split = arguments.split or (*tests, "valid")[0]  # a run may have no test set
     if split not in manifests:
         raise SystemExit(
             f"{arguments.run} has no set {split!r}; it has {', '.join(manifests)}. "
