@@ -7,6 +7,7 @@ speaker succeed and fail together: where speakers are known, they are drawn, wit
 they say, and the interval is that of other speakers (section 3 there).
 """
 
+import math
 import pathlib
 import re
 
@@ -174,7 +175,8 @@ def compare(ours, baseline, resamples=10_000, seed=0):
         "ours": rate,
         "baseline": base_rate,
         "difference": rate - base_rate,
-        "relative": rate / base_rate - 1,
+        # Nothing is relative to no error.
+        "relative": rate / base_rate - 1 if base_rate else math.nan,
         "low": drawn.confidence_interval.low,
         "high": drawn.confidence_interval.high,
         "better": (drawn.bootstrap_distribution < 0).mean(),

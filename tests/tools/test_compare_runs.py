@@ -144,3 +144,10 @@ def test_speakers_are_drawn_with_all_they_say(tmp_path):
         significance.compare_runs(*runs, speakers={**speakers, "utt-7": ""})
     with pytest.raises(ValueError, match="all utterances are of s0: nobody else"):
         significance.compare_runs(*runs, speakers=dict.fromkeys(speakers, "s0"))
+
+
+def test_a_baseline_without_an_error(tmp_path):
+    baseline = write(tmp_path / "baseline", ["abcd", "abcde", "a", ""])
+    ours = write(tmp_path / "ours", ["abxd", "abcde", "a", ""])
+    result = significance.compare_runs([ours], [baseline], "test")
+    assert result["difference"] == 10 and np.isnan(result["relative"])
