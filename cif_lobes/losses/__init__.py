@@ -5,7 +5,7 @@ the sum over real tokens, frames or utterances, in float32: who trains divides b
 number over all processes.
 
 `distillation` wraps those against a teacher's states in modules, which a recipe lists. What
-each of them promises, and tests/losses/test_distillation.py holds it to:
+each of them promises, and tests/losses/test_distillation_losses.py holds it to:
 
 - It is a `DistillationLoss`, with a `name`, a `weight`, and a `head` that takes the vectors
   of the network that it is `of` to the width of the teacher. The head is made when the

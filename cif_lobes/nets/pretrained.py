@@ -5,9 +5,7 @@ import os
 import pathlib
 
 import torch
-import transformers
 from safetensors.torch import load_file
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from cif_lobes.nets.fithubert import FitHuBERT
 from cif_lobes.nets.frozen_student import read_student
@@ -56,6 +54,8 @@ def load_encoder(source, silence_seconds=1.0, name="ears"):
         return StudentEars(student, settings["student"])
     model = load_model(source, KINDS, name)
     if model.config.model_type == "whisper":
+        import transformers
+
         extractor = transformers.WhisperFeatureExtractor(model.config.num_mel_bins)
         mel_filters = torch.tensor(extractor.mel_filters, dtype=torch.float32)
         return WhisperEars(model, mel_filters, silence_seconds)
@@ -86,6 +86,10 @@ def load_model(source, kinds, name):
     ValueError
         If it is another kind of model, or weights are missing.
     """
+    # Here: recognisers without such ears start without transformers.
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
     if isinstance(source, dict):
         return _random(source, kinds, name)
     source = os.fspath(source)
@@ -118,6 +122,9 @@ def load_model(source, kinds, name):
 
 def _random(settings, kinds, name):
     """The model of a configuration; its weights are the same in every run."""
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
     settings = dict(settings)
     config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
     _check_kind(config, kinds, name, name)

@@ -59,7 +59,7 @@ def make_brain(hparams, run_opts):
     recognizer = torch.nn.ModuleDict(
         {name: parts[name] for name in ("features", "encoder", "cif")}
     )
-    hparams["tokenizer"] = parts["tokenizer"]
+    hparams |= {name: parts[name] for name in ("tokenizer", "features", "encoder")}
     llm = SpeechLLM(
         hparams["llm"], hparams["prompt"], hparams["chat"], hparams["random_llm"]
     )

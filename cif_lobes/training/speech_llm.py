@@ -73,11 +73,6 @@ class SpeechLLMBrain(RecognizerBrain):
             self.ledger.count("accuracy", p.correct, p.total)
         return p.loss
 
-    def output_lengths(self, samples):
-        """Encoder frames of signals of `samples` samples, an integer tensor."""
-        frames = self.recognizer["features"].output_lengths(samples)
-        return self.recognizer["encoder"].output_lengths(frames)
-
     def count_units(self, predictions):
         """Pieces of a batch, ends of sentences included."""
         return predictions.total

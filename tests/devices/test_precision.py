@@ -122,14 +122,14 @@ def test_a_loaded_run_is_float32(trained):
     assert tf32_allowed() == OFF
 
 
-def test_recognition_is_float32(trained, exported, signals, monkeypatch):
+def test_recognition_is_float32(trained, exported, signals, monkeypatch, tmp_path):
     """And what the process had allowed is allowed again."""
     from speechbrain.inference.ASR import EncoderDecoderASR
 
     allow_tf32()  # importing the fixtures' Brain has forbidden it
     seen = spy(monkeypatch, torch.nn.Linear, "forward")
     CIFRecognizer.from_run(trained).transcribe(signals[:2])
-    asr = EncoderDecoderASR.from_hparams(source=str(exported), savedir=str(exported))
+    asr = EncoderDecoderASR.from_hparams(source=str(exported), savedir=str(tmp_path))
     asr.transcribe_batch(*pad(signals[:2]))
     assert set(seen) == {OFF} and tf32_allowed() == ON
 

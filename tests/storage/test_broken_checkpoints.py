@@ -157,7 +157,7 @@ def test_an_export_is_made_past_a_broken_checkpoint(trained, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         export_run(run, tmp_path / "out")
     assert str(newest) in caplog.text
-    assert (tmp_path / "out/model.ckpt").exists()
+    assert (tmp_path / "out/model.safetensors").exists()
 
 
 @pytest.mark.slow

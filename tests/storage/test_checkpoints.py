@@ -166,7 +166,7 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path):
 
 
 DISTRIBUTED = """
-import errno, pathlib, sys, torch
+import errno, os, pathlib, sys, torch
 from speechbrain.utils.distributed import ddp_init_group, get_rank
 from cif_lobes.storage.atomic_files import DiskFull
 from cif_lobes.storage.checkpoints import SafeCheckpointer
@@ -187,6 +187,8 @@ try:
 except DiskFull as error:
     print(f"rank {get_rank()}: {error}", flush=True)
 torch.distributed.barrier()
+sys.stdout.flush()
+os._exit(0)  # a gloo thread that is still running would make C++ abort now and then
 """
 
 
