@@ -78,9 +78,12 @@ def shown(page):
 def test_every_utterance_with_its_errors(shown, trained, corpus):
     data, _ = shown
     (run,), results = data["runs"], json.loads((trained / "run.json").read_text())
-    (valid, test), rows = data["sets"], rows_of(corpus[1])
-    assert [valid["name"], test["name"]] == [*results["results"]] == ["valid", "set2"]
-    for scored, line in zip((valid, test), run["results"], strict=True):
+    rows = rows_of(corpus[1])
+    # Other tests may have scored the run in other ways since.
+    assert [scored["name"] for scored in data["sets"]] == [*results["results"]]
+    valid, test = data["sets"][:2]
+    assert [valid["name"], test["name"]] == ["valid", "set2"]
+    for scored, line in zip((valid, test), run["results"], strict=False):
         figures = results["results"][scored["name"]]
         assert line["error_rate"] == figures["error_rate"] and scored["unit"] == "CER"
         (own,) = scored["runs"]
