@@ -125,11 +125,16 @@ def run_folder(path):
     )
 
 
+def hash_parameters(parameters):
+    """16 hex digits of names, shapes and values of some weights, whatever their order."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(parameters.items()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.contiguous().cpu().numpy())
+    return digest.hexdigest()[:16]
+
+
 def hash_weights(encoder, without):
     """Hash of all weights but those whose name has `without` in it."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(encoder.state_dict().items()):
-        if without not in name:
-            digest.update(f"{name} {list(weight.shape)}".encode())
-            digest.update(weight.contiguous().cpu().numpy())
-    return digest.hexdigest()[:16]
+    weights = encoder.state_dict().items()
+    return hash_parameters({name: w for name, w in weights if without not in name})

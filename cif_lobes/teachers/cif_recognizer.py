@@ -1,11 +1,13 @@
 """A trained CIF recogniser that only gives its CIF vectors: frozen, from a run folder."""
 
-import hashlib
-
 import torch
 
 from cif_lobes.settings.safe_yaml import build, inside
-from cif_lobes.storage.parameters import read_parameters, run_folder
+from cif_lobes.storage.parameters import (
+    hash_parameters,
+    read_parameters,
+    run_folder,
+)
 
 NETWORK = ("features", "encoder", "cif")  # what the vectors depend on
 
@@ -100,11 +102,7 @@ def hash_weights(parameters):
     -------
     str
     """
-    digest = hashlib.sha256()
-    for name, weight in sorted(_of_the_network(parameters).items()):
-        digest.update(f"{name} {list(weight.shape)}".encode())
-        digest.update(weight.contiguous().numpy())
-    return digest.hexdigest()[:16]
+    return hash_parameters(_of_the_network(parameters))
 
 
 def _of_the_network(parameters):

@@ -1,6 +1,5 @@
 """Trained CTC-attention recognisers as teachers: frozen, and read from run folders."""
 
-import hashlib
 import pathlib
 
 import torch
@@ -8,7 +7,11 @@ import torch
 from cif_lobes.devices.lengths import Lengths
 from cif_lobes.nets.ctc_attention import predict
 from cif_lobes.settings.safe_yaml import build, inside
-from cif_lobes.storage.parameters import read_parameters, run_folder
+from cif_lobes.storage.parameters import (
+    hash_parameters,
+    read_parameters,
+    run_folder,
+)
 
 NETWORK = ("features", "encoder", "ctc_head", "embedding", "decoder", "seq_head")
 
@@ -58,7 +61,7 @@ class ASRTeacher(torch.nn.Module):
         self.vocab_size = loaded["vocab_size"]
         self.network = torch.nn.ModuleDict({name: loaded[name] for name in NETWORK})
         self.network.load_state_dict(parameters)
-        self.weights_hash = _hash(parameters)
+        self.weights_hash = hash_parameters(parameters)
         self.device = torch.device(device)
         self.requires_grad_(False).eval().to(self.device)
 
@@ -142,11 +145,3 @@ def read_teachers(path, device="cpu"):
     if not teachers:
         raise ValueError(f"{path} lists no teacher: one run folder a line is expected")
     return teachers
-
-
-def _hash(parameters):
-    digest = hashlib.sha256()
-    for name, weight in sorted(parameters.items()):
-        digest.update(f"{name} {list(weight.shape)}".encode())
-        digest.update(weight.contiguous().numpy())
-    return digest.hexdigest()[:16]
