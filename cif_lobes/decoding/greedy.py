@@ -51,7 +51,7 @@ class GreedyPath:
         blank_index,
         bos_index,
         eos_index,
-        eos_threshold=None,
+        eos_threshold=1.5,
         hotwords=None,
         hotword_weight=0.0,
     ):
