@@ -1,7 +1,6 @@
 """A trained run as a recogniser: the network and its parameters, nothing of training.
 
 An exported folder is complete and can be moved: hyperparams.yaml (the network),
-    open_ears(hparams["features"], folder)
 model.safetensors (its parameters, averaged over checkpoints), tokenizer.ckpt (the
 vocabulary). Exports of before have the parameters in a model.ckpt of torch.
 SpeechBrain's own interface loads it, from a folder or from the hub::
