@@ -5,7 +5,7 @@ import os
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-# Convolutions as integers are slower than as floats on a CPU.
+# With convolutions, too, MiniSpeech's export is an eighth smaller again and no faster.
 MATRICES = ["MatMul", "Gemm"]
 
 
