@@ -8,8 +8,9 @@ import soundfile
 from safetensors.numpy import save_file
 
 from cif_lobes.data.batches import read_audio
+from cif_lobes.decoding.hotwords import read_hotwords
 from cif_lobes.inference.export import use_parameters
-from cif_lobes.inference.onnx import OnnxRecognizer
+from cif_lobes.inference.onnx import OnnxRecognizer, open_tokenizer
 from cif_lobes.inference.recordings import read_blocks, waveform_blocks
 from cif_lobes.inference.vad import WebRtcVad
 from cif_lobes.inference.windows import check_longest
@@ -67,5 +68,9 @@ CASES = {
     "`max_seconds=0.5`": lambda folder: check_longest(0.5),
     "`--vad` without the package": _no_detector,
     "no ONNX export": OnnxRecognizer,
+    "hotwords for an ONNX export of before": lambda f: open_tokenizer(
+        f / "my_onnx", {}
+    ),
+    "an empty list of hotwords": lambda f: read_hotwords([]),
     "parameters of an export that break off": _cut_parameters,
 }

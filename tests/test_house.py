@@ -60,6 +60,8 @@ LIGHT = {
     "inference.windows": WAVES,
     "inference.vad": {"webrtcvad", "numpy"},
     "inference.command": {"tqdm"},
+    "decoding.greedy": {"numpy"},
+    "decoding.hotwords": {"numpy"},
     "teachers.alignment": set(),
     "devices.precision": TORCH,
     "devices.lengths": TORCH,

@@ -69,8 +69,9 @@ def parse_arguments(argv):
     add("--purify", type=count, help="phrases that a fire keeps (default: all)")
     add(
         "--eos_threshold",
-        type=option_type(1.5, "1.5 as in SpeechBrain"),
-        help="end early only where log p(end) > this times that of the best token",
+        type=option_type(1.5, ".inf: anywhere"),
+        help="end before the last fire only where log p(end) is at least this times that "
+        "of the best token (default: 1.5; .inf: anywhere)",
     )
     add(
         "--tail_threshold",
@@ -207,18 +208,17 @@ def main(given):
         name = "-".join(os.path.abspath(given.coldec).split(os.sep)[-2:])
         changed |= {"coldec": name, **settings}
         decoding |= {"coldec": given.coldec, **settings}
-    if given.eos_threshold:
-        changed["eos_threshold"] = decoding["eos_threshold"] = given.eos_threshold
+    ends = {}
+    if given.eos_threshold is not None:
+        changed["eos_threshold"] = given.eos_threshold
+        anywhere = given.eos_threshold == float("inf")
+        ends["eos_threshold"] = None if anywhere else given.eos_threshold
     weight = decoding.get("lm_weight", 0)
     scorer = fuse(scorer, weight, tree, given.hotword_weight)
-    if scorer or rescorer or context or given.eos_threshold or "beam" in chosen:
+    if scorer or rescorer or context or ends or "beam" in chosen:
         beam = chosen.get("beam", hparams.get("beam_size", 10 if rescorer else 1))
         searcher = BeamSearcher(
-            hparams["decoder"],
-            beam,
-            scorer,
-            context=context,
-            eos_threshold=given.eos_threshold,
+            hparams["decoder"], beam, scorer, context=context, **ends
         )
         if rescorer:
             weight = chosen.get("rescore_weight", 0.2)

@@ -9,6 +9,10 @@ from cif_lobes.decoding.language_model import KenLMScorer
 class HotwordScorer(sb_scorer.BaseScorerInterface):
     """Prefers the phrases of a `cif_lobes.decoding.hotwords.HotwordTree`.
 
+    At an utterance's last fire, what is earned for a phrase that is not complete is taken
+    back. Of another recogniser, whose hypotheses end with the end of sentence only, the
+    lengths are encoder frames, which no hypothesis reaches.
+
     Arguments
     ---------
     tree : HotwordTree
@@ -18,23 +22,26 @@ class HotwordScorer(sb_scorer.BaseScorerInterface):
         self.tree = tree
 
     def reset_mem(self, x, enc_lens):
-        """No token has been seen."""
-        return None
+        """Steps done, fires of each utterance, and no states before the first token."""
+        return 0, enc_lens.tolist(), None
 
     def permute_mem(self, memory, index):
-        """States [N] of the hypotheses that went on."""
-        states = memory
-        return [states[i] for i in index.tolist()]
+        """Memory with the states [N] of the hypotheses that went on."""
+        step, fires, states = memory
+        return step, fires, [states[i] for i in index.tolist()]
 
     def score(self, inp_tokens, memory, candidates, attn):
-        """Gains [N, V] after the previous tokens [N], and the states before the next."""
-        if memory is None:
+        """Gains [N, V] after the previous tokens [N], and the memory before the next."""
+        step, fires, states = memory
+        if states is None:
             states = [self.tree.start] * len(inp_tokens)
         else:
-            pairs = zip(memory, inp_tokens.tolist(), strict=True)
+            pairs = zip(states, inp_tokens.tolist(), strict=True)
             states = [self.tree.next(state, token) for state, token in pairs]
-        gains = torch.from_numpy(self.tree.gains(states))
-        return gains.to(inp_tokens.device), states
+        width = len(inp_tokens) // len(fires)
+        last = [fires[n // width] == step + 1 for n in range(len(states))]
+        gains = torch.from_numpy(self.tree.gains(states, last))
+        return gains.to(inp_tokens.device), (step + 1, fires, states)
 
 
 class _Scorers(sb_scorer.ScorerBuilder):

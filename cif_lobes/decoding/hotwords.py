@@ -9,6 +9,7 @@ and not in "annual". Needs no PyTorch.
 """
 
 import logging
+import os
 import pathlib
 import time
 
@@ -21,13 +22,14 @@ logger = logging.getLogger(__name__)
 MANY = 20_000  # phrases, from which on a note says what they cost
 
 
-def read_hotwords(path):
-    """The phrases of a file.
+def read_hotwords(source):
+    """The phrases of a file, or of a list.
 
     Arguments
     ---------
-    path : str
-        UTF-8 text, a phrase a line; behind a tab its weight, 1 if there is none.
+    source : str, os.PathLike, or list of str or (str, float)
+        UTF-8 text, a phrase a line; behind a tab its weight, 1 if there is none. A list
+        has phrases, or phrases and weights.
 
     Returns
     -------
@@ -41,7 +43,12 @@ def read_hotwords(path):
     ValueError
         If there is no phrase in it, or a weight is no positive number.
     """
-    path = pathlib.Path(path)
+    if not isinstance(source, (str, os.PathLike)):
+        rows = ((row, "") if isinstance(row, str) else row for row in source)
+        return _unique(
+            ((phrase.strip(), weight) for phrase, weight in rows), name_of(source)
+        )
+    path = pathlib.Path(source)
     if not path.is_file():
         raise FileNotFoundError(
             f"hotwords {path}: no such file. Give a text file with a phrase a line"
@@ -53,20 +60,32 @@ def read_hotwords(path):
             f"hotwords {path} is not UTF-8 (byte {error.start}): convert it, for "
             f"instance with iconv -f GBK -t UTF-8"
         ) from None
+    parts = (line.partition("\t") for line in lines)
+    return _unique(
+        ((phrase.strip(), weight.strip()) for phrase, _, weight in parts), path
+    )
+
+
+def name_of(source):
+    """What messages call a file or a list of phrases."""
+    return source if isinstance(source, (str, os.PathLike)) else "(a list)"
+
+
+def _unique(rows, name):
+    """Phrases and weights, those before that come twice."""
     phrases = {}
-    for number, line in enumerate(lines, start=1):
-        phrase, _, weight = (part.strip() for part in line.partition("\t"))
+    for number, (phrase, weight) in enumerate(rows, start=1):
         if phrase:
-            phrases.setdefault(phrase, _read_weight(weight, f"{path}, line {number}"))
+            phrases.setdefault(phrase, _read_weight(weight, f"{name}, line {number}"))
     if not phrases:
-        raise ValueError(f"hotwords {path}: no phrase in it. Write one a line")
+        raise ValueError(f"hotwords {name}: no phrase in it. Write one a line")
     return list(phrases.items())
 
 
 def _read_weight(text, place):
     try:
-        weight = float(text or 1)
-    except ValueError:
+        weight = float(1 if text == "" else text)
+    except (TypeError, ValueError):
         weight = np.nan
     if not 0 < weight < np.inf:
         raise ValueError(
@@ -76,12 +95,12 @@ def _read_weight(text, place):
     return weight
 
 
-def load_hotwords(path, tokenizer):
-    """The tree of a file's phrases; what is skipped, and what many cost, is logged.
+def load_hotwords(source, tokenizer):
+    """The tree of some phrases; what is skipped, and what many cost, is logged.
 
     Arguments
     ---------
-    path : str
+    source : str, os.PathLike or list
         See `read_hotwords`.
     tokenizer : cif_lobes.data.tokens.Tokenizer
 
@@ -89,15 +108,15 @@ def load_hotwords(path, tokenizer):
     -------
     HotwordTree
     """
-    phrases, start = read_hotwords(path), time.monotonic()
+    phrases, start = read_hotwords(source), time.monotonic()
     tree = HotwordTree(phrases, tokenizer)
-    warn_skipped(path, phrases, tree.skipped, tokenizer)
+    warn_skipped(source, phrases, tree.skipped, tokenizer)
     if len(phrases) >= MANY:
         seconds = time.monotonic() - start
         logger.warning(
-            f"hotwords {path}: {len(phrases):,} phrases, of {len(tree):,} prefixes, read "
-            f"in {seconds:.1f} s; the more there are, the more text that was right do they "
-            "replace: give those of the recording"
+            f"hotwords {name_of(source)}: {len(phrases):,} phrases, of {len(tree):,} "
+            f"prefixes, read in {seconds:.1f} s; the more there are, the more text that "
+            "was right do they replace: give those of the recording"
         )
     return tree
 
@@ -140,12 +159,12 @@ def write_with(tokenizer, phrases):
     return written, skipped
 
 
-def warn_skipped(path, phrases, skipped, tokenizer):
-    """Log the phrases of a file that were skipped, if there are any."""
+def warn_skipped(source, phrases, skipped, tokenizer):
+    """Log the phrases of a file or list that were skipped, if there are any."""
     if skipped:
         logger.warning(
-            f"hotwords {path}: {len(skipped):,} of {len(phrases):,} phrases cannot "
-            f"be written with {tokenizer.path} and are skipped, first {skipped[0]!r}"
+            f"hotwords {name_of(source)}: {len(skipped):,} of {len(phrases):,} phrases "
+            f"cannot be written with {tokenizer.path} and are skipped, first {skipped[0]!r}"
         )
 
 
@@ -203,18 +222,24 @@ class HotwordTree:
         self._ways = {}
         self._losses = self._kept - np.array(self._value, dtype=np.float32)
         self._begin_gains = np.zeros(self.vocab_size, dtype=np.float32)
+        # What is taken back if the sequence ends behind a phrase's first token.
+        self._begin_ends = np.zeros(self.vocab_size, dtype=np.float32)
         for token, child in self._children[0].items():
             self._begin_gains[token] = self._value[child]
+            self._begin_ends[token] = self._losses[1, child]
 
     def __len__(self):
         return len(self._children)
 
-    def gains(self, states):
+    def gains(self, states, last=None):
         """What each token would add to the scores of sequences.
 
         Arguments
         ---------
         states : sequence of int, [N]
+        last : sequence of bool, [N], optional
+            Which sequences end with this token, whatever it is: what they have earned for
+            a phrase that is not complete is taken back. None of them, if not given.
 
         Returns
         -------
@@ -224,14 +249,19 @@ class HotwordTree:
         losses = self._losses[:, np.asarray(states, dtype=np.int64)]
         gains = np.where(self._begins_word, losses[1][:, None], losses[0][:, None])
         gains += self._begin_gains
-        for row, state in zip(gains, states, strict=True):
-            tokens, values, _ = self._ways_on(state)
+        ends = [False] * len(states) if last is None else last
+        for row, state, is_last in zip(gains, states, ends, strict=True):
+            tokens, values, nodes, _ = self._ways_on(state)
             row[tokens] = values
+            if is_last:
+                taken_back = self._begin_ends.copy()
+                taken_back[tokens] = self._losses[1, nodes]
+                row += taken_back
         return gains
 
     def next(self, state, token):
         """State of a sequence that goes on with a token."""
-        return self._ways_on(state)[2].get(token, self._children[0].get(token, 0))
+        return self._ways_on(state)[3].get(token, self._children[0].get(token, 0))
 
     def _add(self, tokens, weight, space):
         node = 0
@@ -300,7 +330,8 @@ class HotwordTree:
             tokens = np.fromiter(ways, dtype=np.int64, count=len(ways))
             values = np.array([gain for gain, _ in ways.values()], dtype=np.float32)
             states = {token: child for token, (_, child) in ways.items()}
-            self._ways[state] = tokens, values, states
+            nodes = np.array([*states.values()], dtype=np.int64)
+            self._ways[state] = tokens, values, nodes, states
         return self._ways[state]
 
 

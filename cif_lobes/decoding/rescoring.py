@@ -132,6 +132,11 @@ class RescoringSearcher(torch.nn.Module):
         """Hypotheses that are ranked."""
         return self.searcher.beam_size
 
+    @property
+    def eos_threshold(self):
+        """Where a hypothesis may end."""
+        return self.searcher.eos_threshold
+
     def forward(self, vectors, lengths):
         """The best hypothesis of each utterance; see `BeamSearcher.forward`."""
         beams = []

@@ -37,9 +37,11 @@ class BeamSearcher(torch.nn.Module):
         any scorer.
     eos_threshold : float, optional
         A hypothesis may end before its last fire only where log p(end) is at least this
-        many times that of the best token, say 1.5. A decoder trained with label
-        smoothing gives every token some probability at every step, so that ending at
-        once is cheaper than many steps more: letters have many.
+        many times that of the best token: 1 only where it is the best, 0 nowhere, None
+        anywhere. A decoder trained with label smoothing gives every token some
+        probability at every step, so that ending at once is cheaper than many steps
+        more: letters have many. Greedy search without scorers takes the end only where it
+        is the best, whatever this is, from 1 on.
     topk : int, optional
         Hypotheses that `nbest` returns at most; the whole beam if not given.
     blank_index, bos_index, eos_index : int
@@ -63,7 +65,7 @@ class BeamSearcher(torch.nn.Module):
         scorer=None,
         topk=None,
         context=None,
-        eos_threshold=None,
+        eos_threshold=1.5,
         blank_index=0,
         bos_index=1,
         eos_index=2,
@@ -212,7 +214,7 @@ class GreedySearcher(BeamSearcher):
     decoder : cif_lobes.nets.decoder.CIFDecoder
         In eval mode.
     **options
-        context, blank_index, bos_index, eos_index of `BeamSearcher`.
+        scorer, context, eos_threshold and indices of `BeamSearcher`.
     """
 
     def __init__(self, decoder, **options):

@@ -7,18 +7,22 @@ is not known is said to be unknown.
 import json
 import pathlib
 from collections.abc import Iterable
+from inspect import signature
 from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 from ruamel.yaml import YAML
 
 from cif_lobes.decoding.scoring import NAMES
+from cif_lobes.decoding.searcher import BeamSearcher
 from cif_lobes.settings.safe_yaml import read_settings
 
 TASK = "automatic-speech-recognition"
 # How a set was decoded: what an export has, and what it has not.
 SAME = ("beam", "tail_threshold", "average", "num_checkpoints")
-OTHERS = ("lm", "rescore", "hotwords", "coldec", "eos_threshold")
+OTHERS = ("lm", "rescore", "hotwords", "coldec")
+# That of an export is the default.
+EOS_THRESHOLD = signature(BeamSearcher).parameters["eos_threshold"].default
 
 USE = {
     "speechbrain": """\
@@ -164,7 +168,9 @@ def write_card(folder, out_folder, run_folder, exported, license=None):
 def _is_same(figures, decoding):
     """Whether a set was decoded as the export decodes."""
     others = any(figures.get(name) for name in OTHERS)
-    return not others and all(figures.get(n) == decoding.get(n) for n in SAME)
+    # Where a beam may end; a greedy search ends at what is best.
+    ends = decoding["beam"] == 1 or figures.get("eos_threshold") == EOS_THRESHOLD
+    return not others and ends and all(figures.get(n) == decoding[n] for n in SAME)
 
 
 def _facts(record, exported):

@@ -40,7 +40,22 @@ def command_line(name):
         type=option_type(1, "how many"),
         help="of files with several, from 1 (default: mixed)",
     )
+    add_hotwords(parser)
     return parser
+
+
+def add_hotwords(parser):
+    """The options of `use_hotwords`, which all recognisers have."""
+    parser.add_argument(
+        "--hotwords",
+        help="phrases to prefer: a text file, one a line, a weight behind a tab",
+    )
+    parser.add_argument(
+        "--hotword_weight",
+        type=option_type(1.0, "0 for none"),
+        default=1.0,
+        help="what a token of theirs earns in the search (default: 1)",
+    )
 
 
 def read_command(parser, argv):
@@ -64,6 +79,8 @@ def transcribe_and_print(recognizer, given, **options):
     **options
         Of its `transcribe`.
     """
+    if given.hotwords:
+        recognizer.use_hotwords(given.hotwords, given.hotword_weight)
     skipped = []
 
     def skip(file, error):

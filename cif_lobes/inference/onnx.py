@@ -15,7 +15,10 @@ import numpy as np
 import onnxruntime
 import soundfile
 
+from cif_lobes.data import tokens as tokenizers
 from cif_lobes.data.tokens import SPACE
+from cif_lobes.decoding.greedy import GreedyPath
+from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.inference.alignment import FrameClock
 from cif_lobes.inference.command import (
     command_line,
@@ -27,6 +30,8 @@ from cif_lobes.inference.transcript import Token, Transcript, join_windows, word
 from cif_lobes.inference.windows import MAX_SECONDS, check_longest, read_windows
 from cif_lobes.settings.checks import option_type
 from cif_lobes.settings.program import run_program
+
+VOCABULARY = "tokenizer.ckpt"  # as in exports for SpeechBrain
 
 
 class OnnxRecognizer:
@@ -67,6 +72,20 @@ class OnnxRecognizer:
         self.sample_rate = self.settings["sample_rate"]
         self.max_seconds = self.settings.get("max_seconds", MAX_SECONDS)
         self.space = "" if self.settings["language"] == "zh" else " "
+        self.folder, self.hotwords = folder, {}
+
+    def use_hotwords(self, hotwords, weight=1.0):
+        """As `cif_lobes.inference.recognizer.CIFRecognizer.use_hotwords`.
+
+        Raises
+        ------
+        ValueError
+            Also if the export has no tokenizer, with which phrases are written.
+        """
+        tree = None
+        if hotwords is not None:
+            tree = load_hotwords(hotwords, open_tokenizer(self.folder, self.settings))
+        self.hotwords = {"hotwords": tree, "hotword_weight": weight}
 
     def transcribe(
         self, recordings, max_seconds=None, on_error=None, channel=None, vad=None
@@ -125,50 +144,64 @@ class OnnxRecognizer:
         if len(signal) < frame or is_steady(signal, self.sample_rate):
             return []
         vectors, boundaries = self.encoder.run(None, {"signal": signal[None]})
-        ids, log_probs = self._search(vectors)
+        choices = self._search(vectors)
+        score = sum(choice.score for choice in choices)
+        if choices and choices[-1].token == self.settings["eos_index"]:
+            del choices[-1]
         settings = self.settings
         clock = FrameClock(settings["frame_start"], settings["frame_step"])
         times = clock.start + clock.step * boundaries[0].astype(float)
         times = start + np.minimum(times, len(signal) / self.sample_rate)
         times = times.tolist()
         tokens = [
-            Token(self._text([token]), times[u], times[u + 1], math.exp(log_probs[u]))
-            for u, token in enumerate(ids)
+            Token(self._text([c.token]), times[u], times[u + 1], math.exp(c.log_prob))
+            for u, c in enumerate(choices)
         ]
-        text = self._text(ids)
+        text = self._text([c.token for c in choices])
         words = tokens if settings["language"] == "zh" else words_of(tokens, text)
-        return [Transcript(text, sum(log_probs), tokens, words)]
+        return [Transcript(text, score, tokens, words)]
 
     def _search(self, vectors):
-        """Greedy tokens, end of sentence excluded, and log-probabilities with it."""
+        """The `Choice` of each fire, up to the end of sentence, which is among them."""
         settings = self.settings
         layers, pair, heads, head_width = settings["state_shape"]
         state = np.zeros((1, layers, pair, heads, 0, head_width), np.float32)
         before = np.zeros_like(vectors[:, 0]) if vectors.shape[1] else None
-        previous, ids, log_probs = settings["bos_index"], [], []
+        indices = (settings[f"{name}_index"] for name in ("blank", "bos", "eos"))
+        threshold = settings.get("eos_threshold")
+        path, choices = GreedyPath(*indices, threshold, **self.hotwords), []
         for u in range(vectors.shape[1]):
             inputs = {
                 "vector": vectors[:, u],
                 "vector_before": before,
-                "previous_token": np.array([previous]),
+                "previous_token": np.array([path.previous]),
                 "state": state,
             }
             logits, state = self.decoder.run(None, inputs)
-            logits = logits[0].astype(float)
-            log_total = logits.max() + np.log(np.exp(logits - logits.max()).sum())
-            # Never a target, so never wanted.
-            logits[[settings["blank_index"], settings["bos_index"]]] = -np.inf
-            previous, before = int(logits.argmax()), vectors[:, u]
-            log_probs.append(float(logits[previous] - log_total))
-            if previous == settings["eos_index"]:
+            choices.append(path.choose(logits[0], last=u == vectors.shape[1] - 1))
+            path.follow(choices[-1].token)
+            before = vectors[:, u]
+            if path.ended:
                 break
-            ids.append(previous)
-        return ids, log_probs
+        return choices
 
     def _text(self, ids):
         """What tokens spell; a mark stands before the first piece of a word."""
         pieces = (self.settings["tokens"][token] for token in ids)
         return "".join(pieces).replace(SPACE, " ").strip(" ")
+
+
+def open_tokenizer(folder, settings):
+    """The tokenizer of an export; `settings` are those of its recognizer.json."""
+    arguments = dict(settings.get("tokenizer", {}))
+    kinds = {kind.__name__: kind for kind in tokenizers.Tokenizer.__subclasses__()}
+    kind = kinds.get(arguments.pop("kind", None))
+    if kind is None:
+        raise ValueError(
+            f"hotwords: {folder} has no tokenizer that could write them, as exports of "
+            "before: export the run again"
+        )
+    return kind(folder / VOCABULARY, language=settings["language"], **arguments)
 
 
 def main(argv=None):

@@ -7,9 +7,11 @@
   holds the keys and values of `past` steps, 0 of them before the first.
 - recognizer.json: tokens by id, the indices of the specials, sample rate in Hz, times
   of the encoder frames and the longest window in seconds.
+- tokenizer.ckpt: the vocabulary, with which hotwords are written.
 """
 
 import json
+import shutil
 
 import torch
 
@@ -17,7 +19,7 @@ from cif_lobes.cif import cif_dense
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.alignment import frame_clock
 from cif_lobes.inference.card import Exported, write_card
-from cif_lobes.inference.export import open_run
+from cif_lobes.inference.export import VOCABULARY, open_run
 from cif_lobes.inference.onnx_int8 import quantize
 from cif_lobes.nets.features import LogMel
 from cif_lobes.storage.atomic_files import new_folder
@@ -226,8 +228,16 @@ def _write_graphs(hparams, folder):
         "blank_index": searcher.blank_index,
         "bos_index": searcher.bos_index,
         "eos_index": searcher.eos_index,
+        "eos_threshold": searcher.eos_threshold,
         "tokens": tokenizer.pieces(),
+        "tokenizer": {
+            "kind": type(tokenizer).__name__,
+            "vocab_size": tokenizer.vocab_size,
+        },
     }
+    if hasattr(tokenizer, "teacher_vocab"):
+        settings["tokenizer"]["teacher_vocab"] = str(tokenizer.teacher_vocab)
+    shutil.copyfile(tokenizer.path, folder / VOCABULARY)
     text = json.dumps(settings, ensure_ascii=False, indent=0)
     (folder / SETTINGS).write_text(text, encoding="utf-8")
 

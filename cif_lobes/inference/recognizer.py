@@ -15,6 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from cif_lobes.data.batches import resample
+from cif_lobes.decoding.fusion import fuse
+from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import FrameClock, frame_clock, token_spans
@@ -74,6 +76,27 @@ class CIFRecognizer:
     def from_export(cls, folder, overrides=None, device="cpu"):
         """The recogniser of an exported folder; see `export.open_export`."""
         return cls(open_export(folder, overrides), device)
+
+    def use_hotwords(self, hotwords, weight=1.0):
+        """Prefer phrases that are known beforehand, from the next recording on.
+
+        Their weights are in the scores of transcripts, not in the confidences.
+
+        Arguments
+        ---------
+        hotwords : str, os.PathLike, list of str or (str, float), or None
+            A text file or a list, see `cif_lobes.decoding.hotwords.read_hotwords`. Phrases
+            that the vocabulary cannot write are skipped and logged. None for no phrases.
+        weight : float
+            What a token of theirs earns, 0 for nothing.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            As `cif_lobes.decoding.hotwords.load_hotwords`.
+        """
+        tree = load_hotwords(hotwords, self.tokenizer) if hotwords is not None else None
+        self.searcher.scorer = fuse(hotwords=tree, hotword_weight=weight)
 
     def transcribe(
         self,

@@ -17,9 +17,12 @@ import torch
 from cif_lobes.cif.stream import CIFStream
 from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
+from cif_lobes.decoding.greedy import GreedyPath
+from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import frame_clock
+from cif_lobes.inference.command import add_hotwords
 from cif_lobes.inference.export import find_parameters, open_export, open_run
 from cif_lobes.inference.gate import SpeechGate
 from cif_lobes.inference.recordings import as_waveform, check_finite
@@ -47,7 +50,8 @@ class StreamingRecognizer:
     """Audio chunks of any size to tokens, greedily, one utterance after the other.
 
     Tokens are those of the whole utterance at once, greedily decoded, whatever the
-    chunks of audio. After an end of sentence nothing comes out until `finish`. Silence
+    chunks of audio. After an end of sentence nothing comes out until `finish`. With
+    hotwords, a token waits for the next fire if it would be another one at the end. Silence
     and steady noise of more than a second are left out, see
     `cif_lobes.inference.gate.SpeechGate`: nobody speaks, so there is no text.
 
@@ -87,6 +91,7 @@ class StreamingRecognizer:
         self.clock = frame_clock(
             self.fire.features, self.fire.encoder, self.sample_rate
         )
+        self.hotwords = {}
         self._reset()
 
     @classmethod
@@ -107,6 +112,13 @@ class StreamingRecognizer:
         look_ahead += self.features.look_ahead
         chunk = self.encoder.chunk_size * self.clock.step
         return chunk + look_ahead / self.sample_rate
+
+    def use_hotwords(self, hotwords, weight=1.0):
+        """Prefer phrases, from the next utterance on; see `CIFRecognizer.use_hotwords`."""
+        tree = load_hotwords(hotwords, self.tokenizer) if hotwords is not None else None
+        self.hotwords = {"hotwords": tree, "hotword_weight": weight}
+        if not self.gate.received:
+            self._reset()
 
     @torch.no_grad()
     @full_float32()
@@ -152,6 +164,7 @@ class StreamingRecognizer:
         frames = torch.cat([frames, self.encoder.finish()])
         tokens = self._tokens(self.cif.push(frames, self.weights.push(frames)))
         tokens += self._tokens(self.cif.finish())
+        tokens += self._release(last=True)
         self._reset()
         return tokens
 
@@ -164,32 +177,49 @@ class StreamingRecognizer:
         # The last token is not held up by what its chunk still needs.
         seconds = max(1.0, self.algorithmic_latency)
         self.gate = SpeechGate(self.sample_rate, seconds)
-        self.previous = self.searcher.bos_index
-        self.before = self.state = None
+        s = self.searcher
+        indices = s.blank_index, s.bos_index, s.eos_index
+        self.path = GreedyPath(*indices, s.eos_threshold, **self.hotwords)
+        self.before = self.state = self.held = None
 
     def _tokens(self, fires):
         """One step of the decoder per fire, until the end of sentence."""
-        tokens, emitted = [], self.gate.received / self.sample_rate
+        tokens = []
         times = (self.clock.start + self.clock.step * fires.boundaries).tolist()
         times = [self.gate.true_time(time) for time in times]
         spans = zip(times[:-1], times[1:], strict=True)
         for vector, (start, end) in zip(fires.embeddings, spans, strict=True):
-            if self.previous == self.searcher.eos_index:
+            tokens += self._release(last=False)
+            if self.path.ended:
                 break
             vector = vector[None]
             before = torch.zeros_like(vector) if self.before is None else self.before
-            previous = torch.tensor([self.previous], device=self.device)
+            previous = torch.tensor([self.path.previous], device=self.device)
             logits, self.state = self.searcher.decoder.step(
                 vector, before, previous, self.state
             )
-            logits[:, [self.searcher.blank_index, self.searcher.bos_index]] = -torch.inf
-            self.previous, self.before = int(logits.argmax()), vector
-            if self.previous != self.searcher.eos_index:
-                name = self.tokenizer.decode([self.previous])
-                # The last encoder frame may reach beyond the end of the audio.
-                span = min(start, emitted), min(end, emitted)
-                tokens.append(StreamedToken(name, *span, emitted))
+            self.before, logits = vector, logits[0].float().cpu().numpy()
+            going_on, at_end = (
+                self.path.choose(logits, last).token for last in (False, True)
+            )
+            self.held = (going_on, at_end), (start, end)
+            if going_on == at_end:
+                tokens += self._release(last=False)
         return tokens
+
+    def _release(self, last):
+        """The token of the fire before, which is the `last` one or not, if it waits."""
+        if self.held is None:
+            return []
+        tokens, (start, end) = self.held
+        self.held = None
+        self.path.follow(tokens[last])
+        if self.path.ended:
+            return []
+        name = self.tokenizer.decode([tokens[last]])
+        emitted = self.gate.received / self.sample_rate
+        # The last encoder frame may reach beyond the end of the audio.
+        return [StreamedToken(name, min(start, emitted), min(end, emitted), emitted)]
 
 
 def measure_latency(recognizer, utterances, chunk_ms):
@@ -238,11 +268,14 @@ def main(argv=None):
     )
     device = option_type("cpu", "", "device")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
+    add_hotwords(parser)
     given = parser.parse_args(argv)
     is_export = find_parameters(given.model) is not None
     kind = StreamingRecognizer
     load = kind.from_export if is_export else kind.from_run
     recognizer = load(given.model, None, given.device)
+    if given.hotwords:
+        recognizer.use_hotwords(given.hotwords, given.hotword_weight)
     utterances = read_manifest(given.csv)[: given.limit]
     latencies = sorted(measure_latency(recognizer, utterances, given.chunk_ms))
     if len(latencies) < 2:

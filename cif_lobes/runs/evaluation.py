@@ -53,9 +53,12 @@ def score(brain, hparams, datasets, key="{}", **settings):
             print(f"{name}: {ErrorRate.describe(results[name])}; {path}", flush=True)
         searcher, decoding = hparams.get("test_searcher", hparams.get("searcher")), {}
         if searcher is not None:
-            # A greedy one has no beam.
-            beam = getattr(searcher, "beam_size", 1)
-            decoding = {"searcher": type(searcher).__name__, "beam": beam}
+            # Those of other recognisers may have neither.
+            decoding = {
+                "searcher": type(searcher).__name__,
+                "beam": getattr(searcher, "beam_size", 1),
+                "eos_threshold": getattr(searcher, "eos_threshold", None),
+            }
         decoding |= {s: hparams[s] for s in DECODING if s in hparams}
         figures = {**results[name], **decoding, **settings}
         failed = main_process_only(keep_figures)(

@@ -82,7 +82,9 @@ def test_the_search_is_exact(decoder, vectors, fine, weight):
     """A beam that drops nothing finds all hypotheses, with the scores by hand."""
     coldec = make_coldec(fine)
     context = Context(coldec, PHRASES, weight)
-    found = BeamSearcher(decoder, ALL, context=context).nbest(vectors, LENGTHS)
+    found = BeamSearcher(decoder, ALL, context=context, eos_threshold=None).nbest(
+        vectors, LENGTHS
+    )
     for row, fires, beam in zip(vectors, LENGTHS.tolist(), found, strict=True):
         everything = [
             list(tokens)
@@ -132,7 +134,9 @@ def test_a_tree_is_added_on_top(decoder, vectors, tmp_path):
     coldec = make_coldec()
     context = Context(coldec, PHRASES, 0.3)
     scorer = fuse(hotwords=tree, hotword_weight=2.0)
-    beam = BeamSearcher(decoder, ALL, scorer, context=context).nbest(vectors, LENGTHS)
+    beam = BeamSearcher(
+        decoder, ALL, scorer, context=context, eos_threshold=None
+    ).nbest(vectors, LENGTHS)
     a, b = tokenizer.encode("ab")
     scores = {tuple(tokens): score for tokens, score in beam[0]}
     plain = by_hand(decoder, coldec, vectors[0], 3, [a, b], 0.3)
@@ -197,11 +201,11 @@ def test_an_early_end_must_be_the_best_token():
     log_probs = log_probs.log()
     decoder.step = lambda vector, *_: (log_probs.expand(len(vector), V), _State())
     vectors, lengths = torch.zeros(1, 5, D), torch.tensor([5])
-    early, _ = BeamSearcher(decoder, ALL)(vectors, lengths)
-    whole, _ = BeamSearcher(decoder, ALL, eos_threshold=1.5)(vectors, lengths)
+    early, _ = BeamSearcher(decoder, ALL, eos_threshold=None)(vectors, lengths)
+    whole, _ = BeamSearcher(decoder, ALL)(vectors, lengths)
     assert early == [[]] and whole == [[3] * 5]
     log_probs[EOS], log_probs[3] = log_probs[3].item(), log_probs[EOS].item()
-    ended, _ = BeamSearcher(decoder, ALL, eos_threshold=1.5)(vectors, lengths)
+    ended, _ = BeamSearcher(decoder, ALL)(vectors, lengths)
     assert ended == [[]]
 
 

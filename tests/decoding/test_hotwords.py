@@ -8,16 +8,20 @@ import torch
 
 from cif_lobes.data.tokens import CharTokenizer, SentencePieceTokenizer, WordTokenizer
 from cif_lobes.decoding.fusion import fuse
+from cif_lobes.decoding.greedy import GreedyPath
 from cif_lobes.decoding.hotwords import HotwordTree, load_hotwords, read_hotwords
-from cif_lobes.decoding.searcher import BeamSearcher
+from cif_lobes.decoding.searcher import BeamSearcher, GreedySearcher
 
 
 def total(tree, tokens, eos=2):
-    """What a whole sequence earns."""
-    state, score = tree.start, 0.0
-    for token in [*tokens, eos]:
+    """What a whole sequence earns: with an end of sentence, or with none, it is the same."""
+    state, score, ended = tree.start, 0.0, 0.0
+    for place, token in enumerate([*tokens, eos]):
+        if place == len(tokens) - 1:
+            ended = score + float(tree.gains([state], [True])[0, token])
         score += float(tree.gains([state])[0, token])
         state = tree.next(state, token)
+    assert ended == pytest.approx(score, abs=1e-4), tokens
     return score
 
 
@@ -121,6 +125,66 @@ def test_a_beam_prefers_the_phrase(tmp_path):
         alone = searcher(vectors[row : row + 1], lengths[row : row + 1])
         assert alone[0] == [searcher(vectors, lengths)[0][row]]
     assert fuse(hotwords=tree, hotword_weight=0) is None
+
+
+def test_a_phrase_that_is_not_complete_at_the_last_fire_earns_nothing(tmp_path):
+    """No end of sentence fits behind it; of two utterances, each has its own last fire."""
+    tokenizer = letters(tmp_path)
+    a, b, c, d = tokenizer.encode("abcd")
+    vectors = torch.full((2, 3, tokenizer.vocab_size), -9.0)
+    vectors[:, 0, a], vectors[:, 0, b] = 0.0, -0.5
+    vectors[:, 1, b], vectors[:, 1, c] = 0.0, -0.5
+    vectors[:, 2, a], vectors[:, 2, d] = 0.0, -0.5
+    tree = HotwordTree([("cd", 1.0)], tokenizer)
+    scorer = fuse(hotwords=tree, hotword_weight=1.0)
+    for beam in (1, 4):
+        found, scores = BeamSearcher(Fires(), beam, scorer)(
+            vectors, torch.tensor([3, 2])
+        )
+        assert found == [[a, c, d], [a, b]]
+        plain = BeamSearcher(Fires(), beam)(vectors[1:], torch.tensor([2]))
+        assert scores[1] == pytest.approx(plain[1].item())
+
+
+def test_one_utterance_fire_by_fire_equals_a_batch(tmp_path):
+    """`GreedyPath` and `GreedySearcher`; scores, too; early ends allowed or not."""
+    tokenizer = letters(tmp_path)
+    tree = HotwordTree([("abc", 1.0), ("bd", 2.0), ("dd", 0.5)], tokenizer)
+    generator, moved = torch.Generator().manual_seed(0), 0
+    vectors = 3 * torch.randn(60, 8, tokenizer.vocab_size, generator=generator)
+    lengths = torch.randint(0, 9, (60,), generator=generator)
+    plain, _ = GreedySearcher(Fires())(vectors, lengths)
+    for weight, threshold in itertools.product((0.0, 0.7, 3.0), (None, 1.5)):
+        scorer = fuse(hotwords=tree, hotword_weight=weight)
+        searcher = GreedySearcher(Fires(), scorer=scorer, eos_threshold=threshold)
+        found, scores = searcher(vectors, lengths)
+        moved += found != plain
+        for row, length in enumerate(lengths.tolist()):
+            path = GreedyPath(0, 1, 2, threshold, tree, weight)
+            choices = []
+            for u in range(length):
+                choices.append(path.choose(vectors[row, u].numpy(), u == length - 1))
+                path.follow(choices[-1].token)
+                if path.ended:
+                    break
+            tokens = [choice.token for choice in choices if choice.token != 2]
+            assert tokens == found[row]
+            total = sum(choice.score for choice in choices)
+            assert total == pytest.approx(scores[row].item(), abs=1e-4)
+            alone = searcher(vectors[row : row + 1], lengths[row : row + 1])
+            assert alone[0] == [found[row]]
+    assert moved == 4  # with a weight; with none it is what it is without a tree
+
+
+def test_a_list_is_as_good_as_a_file(tmp_path):
+    assert read_hotwords(["ab ", ("bc", 2), "ab", ""]) == [("ab", 1.0), ("bc", 2.0)]
+    for phrases, message in [
+        ([], r"hotwords \(a list\): no phrase in it"),
+        ([("ab", None)], r"\(a list\), line 1: weight None is no positive number"),
+        (["xyz"], "none of 1 phrases can be written"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_hotwords(phrases, letters(tmp_path))
 
 
 def test_what_a_file_may_hold(tmp_path, caplog):

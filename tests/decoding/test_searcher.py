@@ -81,7 +81,7 @@ def assert_same(found, expected):
 def test_wide_beam_is_exhaustive_search(vectors, seed):
     """Also: n-best sorted, distinct, complete; states follow their hypotheses."""
     decoder = make_decoder(seed)
-    found = BeamSearcher(decoder, ALL).nbest(vectors, LENGTHS)
+    found = BeamSearcher(decoder, ALL, eos_threshold=None).nbest(vectors, LENGTHS)
     for row, fires, pairs in zip(vectors, LENGTHS.tolist(), found, strict=True):
         assert_same(
             pairs,
@@ -132,7 +132,7 @@ def test_greedy(vectors, seed):
     for pair, by_hand in zip(found, expected, strict=True):
         assert_same([pair], [by_hand])
     assert BeamSearcher(decoder, 1)(vectors, LENGTHS)[0] == hypotheses
-    _, best = BeamSearcher(decoder, ALL)(vectors, LENGTHS)
+    _, best = BeamSearcher(decoder, ALL, eos_threshold=None)(vectors, LENGTHS)
     assert (best >= scores - 1e-5).all()
 
 
@@ -154,7 +154,7 @@ def test_alone_equals_in_a_batch(vectors, beam_size):
 def test_without_tokens(vectors, beam_size):
     """Steps do not depend on each other, so the sums by hand are of one table."""
     decoder = make_decoder(autoregressive=False)
-    found = BeamSearcher(decoder, beam_size).nbest(vectors, LENGTHS)
+    found = BeamSearcher(decoder, beam_size, eos_threshold=None).nbest(vectors, LENGTHS)
     for row, fires, pairs in zip(vectors, LENGTHS.tolist(), found, strict=True):
         log_probs = decoder(row[None, :fires], None)[0][0].log_softmax(-1)
 
@@ -168,6 +168,28 @@ def test_without_tokens(vectors, beam_size):
             assert_same(pairs, [(tokens, score(tokens))])
         else:
             assert_same(pairs, all_hypotheses(score, fires))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 1.5])
+def test_where_a_hypothesis_may_end(vectors, threshold):
+    """At its last fire, or where the end is about the best token, by hand; no other way."""
+    decoder = make_decoder(autoregressive=False)
+    found = BeamSearcher(decoder, ALL, eos_threshold=threshold).nbest(vectors, LENGTHS)
+    kept = dropped = 0
+    for row, fires, pairs in zip(vectors, LENGTHS.tolist(), found, strict=True):
+        log_probs = decoder(row[None, :fires], None)[0][0].log_softmax(-1)
+
+        def may_end(h, n=fires, log_probs=log_probs):
+            if len(h) >= n - 1:
+                return True
+            at_end = log_probs[len(h), EOS:]
+            return bool(at_end[0] >= threshold * at_end.max())
+
+        expected = [h for h, _ in all_hypotheses(len, fires) if may_end(h)]
+        assert sorted(h for h, _ in pairs) == sorted(expected)
+        kept += sum(len(h) < fires - 1 for h in expected)
+        dropped += len(all_hypotheses(len, fires)) - len(expected)
+    assert dropped and bool(kept) == (threshold > 0)
 
 
 def test_same_twice(decoder, vectors):
@@ -286,7 +308,9 @@ def test_language_model_adds_its_log_probabilities(decoder, vectors, make):
         fused = 0.7 * log_probs[range(len(targets)), targets].sum().item()
         return fused + score_by_hand(decoder, row, fires, tokens)
 
-    found = BeamSearcher(decoder, ALL, scorer=builder).nbest(vectors, LENGTHS)
+    found = BeamSearcher(decoder, ALL, scorer=builder, eos_threshold=None).nbest(
+        vectors, LENGTHS
+    )
     for row, fires, pairs in zip(vectors, LENGTHS.tolist(), found, strict=True):
         expected = all_hypotheses(lambda h, r=row, n=fires: score(r, n, h), fires)
         assert_same(pairs, expected)
@@ -326,7 +350,7 @@ def build_partial(scale):
 
 def test_partial_scorer(decoder, vectors):
     """Candidates are numbered beam * V + token, as SpeechBrain's scorers expect."""
-    searcher = BeamSearcher(decoder, ALL, scorer=build_partial(1))
+    searcher = BeamSearcher(decoder, ALL, scorer=build_partial(1), eos_threshold=None)
     for row, fires, pairs in zip(
         vectors, LENGTHS.tolist(), searcher.nbest(vectors, LENGTHS), strict=True
     ):
@@ -340,7 +364,9 @@ def test_partial_scorer(decoder, vectors):
 
 def test_impossible_hypotheses_are_not_returned(decoder, vectors):
     """One candidate for each of 31 places: 30 hypotheses score -1e20, or less."""
-    found = BeamSearcher(decoder, ALL, build_partial(1.5 / ALL)).nbest(vectors, LENGTHS)
+    found = BeamSearcher(
+        decoder, ALL, build_partial(1.5 / ALL), eos_threshold=None
+    ).nbest(vectors, LENGTHS)
     hypotheses, _ = GreedySearcher(decoder)(vectors, LENGTHS)
     assert [[tokens for tokens, _ in pairs] for pairs in found] == [
         [tokens] for tokens in hypotheses
@@ -369,7 +395,7 @@ def test_ctc_scorer_reads_the_encoder(decoder, vectors):
     encoded = torch.randn(4, 5, D)
     scorer = CTCScorer(ctc_head.requires_grad_(False), BLANK, eos_index=BLANK)
     builder = ScorerBuilder(weights={"ctc": 0.4}, full_scorers=[scorer])
-    searcher = BeamSearcher(decoder, ALL, scorer=builder)
+    searcher = BeamSearcher(decoder, ALL, scorer=builder, eos_threshold=None)
     found = searcher.nbest(vectors, LENGTHS, encoded, x_lengths)
     for b, (fires, pairs) in enumerate(zip(LENGTHS.tolist(), found, strict=True)):
         log_probs = ctc_head(encoded[b, : x_lengths[b]]).log_softmax(-1)

@@ -61,6 +61,7 @@ def test_figures_of_another_decoding_are_no_figures_of_the_export(run, tmp_path)
     results = {
         name: plain,
         "wide": {**plain, "beam": 10, "error_rate": 1.0},
+        "before": {**plain, "beam": 10, "eos_threshold": None, "error_rate": 1.5},
         "helped": {**plain, "lm": "results/lm", "error_rate": 2.0},
     }
     change(run, results=results)

@@ -105,6 +105,17 @@ def test_confidence_is_the_probability_of_the_token(exported, signals, beam_size
             assert found_here == pytest.approx(expected, abs=1e-4)
 
 
+def test_hotwords_are_in_scores_and_not_in_confidences(exported, signals):
+    """Of a phrase that is found anyway; a beam and a file of phrases."""
+    recognizer = CIFRecognizer.from_export(exported, {"beam_size": 4})
+    before = recognizer.transcribe(signals[0])
+    recognizer.use_hotwords([before.text], 0.5)
+    after = recognizer.transcribe(signals[0])
+    assert after.text == before.text
+    assert after.score == pytest.approx(before.score + 0.5 * len(before.text), abs=1e-3)
+    assert [t[1:] for t in after.tokens] == [t[1:] for t in before.tokens]
+
+
 def test_nothing_said(recognizer):
     """No fire, no token, one hypothesis."""
     recognizer.fire.cif.threshold, threshold = 1e3, recognizer.fire.cif.threshold
@@ -418,6 +429,19 @@ def test_command_line(exported, utterances, tmp_path, capsys):
         assert row["text"] == found.text
         assert [t["token"] for t in row["tokens"]] == list(found.text)
         assert [t["text"] for t in row["nbest"]] == [t.text for t in found.nbest]
+
+
+def test_hotwords_of_the_command_line(exported, utterances, tmp_path, capsys):
+    hotwords = tmp_path / "names.txt"
+    hotwords.write_text("caca\n")
+    files = [str(file) for file, _, _ in utterances][:3]
+    options = ["--hotwords", str(hotwords), "--hotword_weight", "8"]
+    main([str(exported), *files, *options])
+    said = capsys.readouterr().out.splitlines()
+    assert all("caca" in line.split("\t")[1] for line in said) and len(said) == 3
+    hotwords.unlink()
+    with pytest.raises(FileNotFoundError, match="names.txt: no such file"):
+        main([str(exported), *files, *options])
 
 
 def test_command_line_refuses(trained, tmp_path, capsys):

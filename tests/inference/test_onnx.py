@@ -106,9 +106,47 @@ def test_a_list_gives_a_list(onnx, tmp_path):
         onnx.transcribe(signal, max_seconds=0.5)
 
 
+@pytest.mark.parametrize(
+    "hotwords, weight, least, most",
+    [
+        ([("dddd", 1.0), ("caca", 2.0), ("bb", 1.0)], 0.0, 0, 0),
+        ([("dddd", 1.0), ("caca", 2.0), ("bb", 1.0)], 2.0, 4, 12),
+        (["adbc", "ccab", "dbca"], 0.2, 0, 1),  # nobody says these
+    ],
+)
+def test_hotwords(corpus, onnx, recognizer, hotwords, weight, least, most):
+    """Those of the torch recogniser, in a batch as alone; scores have the weights."""
+    files = [u.wav for u in read_manifest(corpus[1])]
+    plain = [t.text for t in recognizer.transcribe(files)]
+    recognizer.use_hotwords(hotwords, weight)
+    onnx.use_hotwords(hotwords, weight)
+    wanted = recognizer.transcribe(files)
+    for file, transcript in zip(files, wanted, strict=True):
+        (alone,) = recognizer.transcribe([file])
+        assert alone.text == transcript.text
+        found = onnx.transcribe(file)
+        assert found.text == transcript.text
+        assert found.score == pytest.approx(transcript.score, abs=1e-3)
+        for one, other in zip(found.tokens, transcript.tokens, strict=True):
+            assert one[1:] == pytest.approx(other[1:], abs=1e-3)
+    changed = sum(a != b.text for a, b in zip(plain, wanted, strict=True))
+    assert least <= changed <= most
+    for one in (recognizer, onnx):
+        one.use_hotwords(None)
+        assert [t.text for t in one.transcribe(files)] == plain
+
+
+def test_hotwords_of_an_export_without_tokenizer(onnx):
+    with_one = onnx.settings
+    onnx.settings = {k: v for k, v in with_one.items() if k != "tokenizer"}
+    with pytest.raises(ValueError, match="has no tokenizer.*export the run again"):
+        onnx.use_hotwords(["ab"])
+    onnx.settings = with_one
+
+
 def test_nothing_said(onnx):
     """No vector, no step."""
-    assert onnx._search(np.zeros((1, 0, 32), np.float32)) == ([], [])
+    assert onnx._search(np.zeros((1, 0, 32), np.float32)) == []
 
 
 def test_stft_as_a_convolution():
@@ -118,8 +156,9 @@ def test_stft_as_a_convolution():
     )
 
 
-def test_no_pytorch(exported, corpus):
+def test_no_pytorch(exported, corpus, tmp_path):
     """Neither it nor SpeechBrain can be imported, and still: from wav to text."""
+    (tmp_path / "names.txt").write_text("caca\nxyz\n")
     code = """
 import sys
 sys.modules["torch"] = sys.modules["speechbrain"] = None
@@ -128,9 +167,14 @@ main(sys.argv[1:])
 """
     file = read_manifest(corpus[1])[0].wav
     command = [sys.executable, "-c", code, str(exported), str(file)]
+    command += ["--hotwords", str(tmp_path / "names.txt"), "--hotword_weight", "8"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{file}\t{OnnxRecognizer(exported).transcribe(file).text}\n"
+    assert "1 of 2 phrases cannot be written" in done.stderr
+    onnx = OnnxRecognizer(exported)
+    onnx.use_hotwords(["caca"], 8)
+    found = onnx.transcribe(file).text
+    assert "caca" in found and done.stdout == f"{file}\t{found}\n"
 
 
 def test_command_line(exported, tmp_path, capsys):

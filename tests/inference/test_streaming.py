@@ -11,6 +11,8 @@ from cif_lobes.cif import CIF
 from cif_lobes.data.batches import read_audio
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.tokens import CharTokenizer
+from cif_lobes.decoding.fusion import fuse
+from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.decoding.searcher import GreedySearcher
 from cif_lobes.inference.export import FireEncoder
 from cif_lobes.inference.onnx import OnnxRecognizer
@@ -215,6 +217,45 @@ def test_tokens_of_the_whole_utterance(parts):
     assert len(seen) >= 3
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
+def test_hotwords_as_of_the_whole_utterance(parts, monkeypatch, weight):
+    """The tree goes along; a last token that waited comes out with `finish`."""
+    recognizer, moved = StreamingRecognizer(parts), 0
+    hotwords = ["abc", "gg", "qr", "vwv"]
+    recognizer.use_hotwords(hotwords, weight)
+    tree = load_hotwords(hotwords, parts["tokenizer"])
+    searcher = parts["searcher"]
+    for seed, size in enumerate((1600, 333, 16000, 50000, 1600, 1600)):
+        signal = torch.from_numpy(speak("abcdbdac"[seed % 4 :], seed=seed))
+        plain, _ = offline(parts, signal)
+        monkeypatch.setattr(searcher, "scorer", fuse(None, 0, tree, weight))
+        wanted, ends = offline(parts, signal)
+        monkeypatch.undo()
+        tokens = [t for c in pieces_of(signal, size) for t in recognizer.push(c)]
+        tokens += recognizer.finish()
+        assert [t.token for t in tokens] == wanted
+        times = (recognizer.clock.start + 0.08 * ends).clamp(max=len(signal) / RATE)
+        assert [t.end for t in tokens] == pytest.approx(times.tolist(), abs=1e-3)
+        moved += plain != wanted
+    assert bool(moved) == bool(weight)
+
+
+def test_a_token_that_may_be_the_last_waits(parts):
+    """What it is depends on whether a fire follows: with one more, and with no more."""
+    recognizer, waited = StreamingRecognizer(parts), 0
+    recognizer.use_hotwords([f"{a}{b}" for a in LETTERS for b in LETTERS], 2.0)
+    for seed in range(3):
+        signal = torch.from_numpy(speak("abcdbdac", seed=seed))
+        for chunk in pieces_of(signal, 160):
+            recognizer.push(chunk)
+            waited += recognizer.held is not None
+        recognizer.finish()
+        assert recognizer.held is None
+    assert waited
+    recognizer.use_hotwords(None)
+    assert recognizer.path.hotwords is None
+
+
 @pytest.mark.parametrize("level", [0.0, 1e-4, 1e-2])
 def test_no_text_where_nobody_speaks(parts, level):
     """In a minute of it; what is said then is heard as if it began a second before."""
@@ -309,10 +350,14 @@ def test_what_reads_the_whole_utterance_is_refused(
         StreamingRecognizer(parts)
 
 
-def test_command_line(parts, monkeypatch, tmp_path, capsys, trained):
+def test_command_line(parts, monkeypatch, tmp_path, capsys, caplog, trained):
     manifest = write_corpus(tmp_path, 3, seed=5)
     monkeypatch.setattr("cif_lobes.inference.stream.open_run", lambda *_: parts)
-    main(["run", "--csv", str(manifest), "--limit", "2", "--chunk_ms", "10"])
+    hotwords = tmp_path / "names.txt"
+    hotwords.write_text("abc\nxyz\n")
+    options = ["--limit", "2", "--chunk_ms", "10", "--hotwords", str(hotwords)]
+    main(["run", "--csv", str(manifest), *options])
+    assert "1 of 2 phrases cannot be written" in caplog.text
     out = capsys.readouterr().out
     assert "tokens of 2 utterances, audio in chunks of 10 ms" in out
     assert out.endswith("at most 192.5 ms\n")
