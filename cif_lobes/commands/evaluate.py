@@ -260,7 +260,15 @@ def export(argv):
     parser.add_argument(
         "--format", choices=formats, default=formats[0], help="for whom"
     )
+    parser.add_argument(
+        "--license", help="of the model, for its card: apache-2.0 (default: not stated)"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="matrices of 8-bit integers, for onnx"
+    )
     given = parser.parse_args(argv)
+    if given.int8 and given.format != "onnx":
+        parser.error("--int8 needs --format onnx")
     chosen = {}
     if given.swept:
         from cif_lobes.runs import sweep
@@ -285,7 +293,8 @@ def export(argv):
 
         usage = f'EncoderDecoderASR.from_hparams(source="{given.out}")'
     averaged = chosen.get("average"), chosen.get("num_checkpoints")
-    write(given.run, given.out, *averaged, decoding)
+    options = {"int8": True} if given.int8 else {}
+    write(given.run, given.out, *averaged, decoding, given.license, **options)
     print(f"{given.out}: {usage}")
 
 
