@@ -22,6 +22,7 @@ def make_bert(folder, head=True, num_layers=3, vocab=(*VOCAB, *LETTERS), **chang
         num_hidden_layers=num_layers,
         num_attention_heads=HEADS,
         intermediate_size=FFN,
+        layer_norm_eps=9.999999960041972e-13,  # as some configurations have it
         initializer_range=0.3,  # so that what differs a little is seen
         **changes,
     )
