@@ -31,7 +31,7 @@ def begin_with_bert(hparams, begins):
     FileNotFoundError, ValueError
         As `cif_lobes.nets.bert_weights.load_bert`; also if the run began with another.
     """
-    decoder = hparams["decoder"]
+    decoder = hparams.get("decoder")
     if not isinstance(decoder, BERTDecoder) or decoder.bert is None:
         return
     path = pathlib.Path(hparams["output_folder"]) / NOTE

@@ -38,9 +38,9 @@ class CIFBrain(RecognizerBrain):
     def init_optimizers(self):
         """A decoder's BERT, if it learns, has a learning rate of its own."""
         super().init_optimizers()
-        hp = self.hparams
-        if isinstance(hp.decoder, BERTDecoder) and hp.decoder.bert_parameters():
-            parameters = hp.decoder.bert_parameters()
+        hp, decoder = self.hparams, self.option("decoder")
+        if isinstance(decoder, BERTDecoder) and decoder.bert_parameters():
+            parameters = decoder.bert_parameters()
             self.learn_apart(parameters, hp.bert_lr, hp.bert_trained_from)
 
     def compute_forward(self, batch, stage):
@@ -62,7 +62,7 @@ class CIFBrain(RecognizerBrain):
     def _pace_bert(self):
         """How far the training is decides what a decoder's BERT is shown, and whether it
         learns."""
-        decoder = self.hparams.decoder
+        decoder = self.option("decoder")
         if isinstance(decoder, BERTDecoder):
             updates = self.train_sampler.num_updates * self.hparams.number_of_epochs
             decoder.progress = self.optimizer_step / updates
