@@ -143,15 +143,12 @@ def _is_near(found, value):
 
 def _check_sizes(decoder, config, source, has_head):
     """Refuse a BERT that the yaml does not describe."""
-    layer = decoder.bert.layers[0] if len(decoder.bert.layers) else None
+    layer = decoder.bert.layers[0]
     sizes = [
         ("bert_width", decoder.project.out_features, config.hidden_size),
+        ("bert_heads", layer.self_attn.num_heads, config.num_attention_heads),
+        ("bert_ffn", layer.linear1.out_features, config.intermediate_size),
     ]
-    if layer is not None:
-        sizes += [
-            ("bert_heads", layer.self_attn.num_heads, config.num_attention_heads),
-            ("bert_ffn", layer.linear1.out_features, config.intermediate_size),
-        ]
     for name, ours, theirs in sizes:
         if ours != theirs:
             raise ValueError(
