@@ -87,8 +87,8 @@ class StreamingRecognizer:
         self.fire = hparams["modules"]["encoder"]
         if not self.searcher.decoder.autoregressive:
             raise ValueError(
-                "a decoder with autoregressive: False waits for the end of the utterance, "
-                "a stream has none: train one with previous tokens"
+                "a BERTDecoder, or one with autoregressive: False, waits for the end of the "
+                "utterance, a stream has none: train one with previous tokens"
             )
         self.clock = frame_clock(
             self.fire.features, self.fire.encoder, self.sample_rate
