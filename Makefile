@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup quickstart quickstart-fast test lint clean
+.PHONY: setup quickstart quickstart-fast test lint docs clean
 
 setup: .venv/installed
 
@@ -27,5 +27,9 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
+docs: setup  ## the API reference, from the docstrings, into site/
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pdoc>=15'
+	$(BIN)/python tools/api_reference.py site
+
 clean:
-	rm -rf .venv results
+	rm -rf .venv results site

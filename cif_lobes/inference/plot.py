@@ -1,6 +1,8 @@
 """The picture of an utterance: spectrogram, weights, accumulator, tokens above."""
 
+import importlib.util
 import logging
+import pathlib
 from itertools import cycle, islice
 
 import numpy as np
@@ -17,6 +19,8 @@ FONTS = (
     "Hiragino Sans GB, Microsoft YaHei, SimHei, WenQuanYi Zen Hei, WenQuanYi Micro Hei, "
     "Droid Sans Fallback, Arial Unicode MS"
 ).split(", ")
+# A wheel of fonts, where there is no other Chinese one: its package, and the file in it.
+PACKAGED = "mplfonts", "fonts/NotoSansCJKsc-Regular.otf"
 
 
 def plot(
@@ -193,6 +197,9 @@ def _printable(spans, words):
     from matplotlib.font_manager import FontProperties, fontManager
     from matplotlib.ft2font import FT2Font
 
+    packaged = _packaged_font()
+    if packaged:
+        fontManager.addfont(packaged)
     installed = set(fontManager.get_font_names())
     fonts = ["DejaVu Sans", *(name for name in FONTS if name in installed)]
     files = [fontManager.findfont(FontProperties(family=name)) for name in fonts]
@@ -201,7 +208,8 @@ def _printable(spans, words):
     if missing:
         logger.warning(
             f"no font has {''.join(sorted(missing))}: the picture has numbers instead. "
-            "Install one that has, for instance with apt-get install fonts-noto-cjk"
+            "Install one that has: pip install mplfonts (85 MB), or apt-get install "
+            "fonts-noto-cjk"
         )
         words = ()
         spans = [
@@ -209,3 +217,13 @@ def _printable(spans, words):
             for number, span in enumerate(spans, start=1)
         ]
     return spans, words, fonts
+
+
+def _packaged_font():
+    """Path of the font in the wheel, or None. The package itself is not run."""
+    package, file = PACKAGED
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = pathlib.Path(spec.submodule_search_locations[0], file)
+    return path if path.exists() else None

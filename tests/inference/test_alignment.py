@@ -1,6 +1,7 @@
 """Fires in seconds, on the terminal and in the picture."""
 
 import io
+import shutil
 import sys
 import warnings
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, load_module
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from matplotlib.font_manager import fontManager
 
 from cif_lobes.cif import cif
 from cif_lobes.data.manifest import read_manifest
@@ -166,6 +168,23 @@ def test_picture_without_a_font(monkeypatch, caplog):
     figure, _ = draw(ALPHA, spans, words=words)
     assert [text for text, _ in words_of(figure.axes[3])] == ["1", "é", "3"]
     assert [r.getMessage()[:14] for r in caplog.records] == ["no font has 你吗"]
+
+
+def test_a_font_in_a_wheel_is_found(monkeypatch, tmp_path, caplog):
+    """Without the package being imported."""
+    file = tmp_path / "some_fonts" / alignment_plot.PACKAGED[1]
+    file.parent.mkdir(parents=True)
+    shutil.copy(fontManager.findfont("STIXSizeOneSym"), file)
+    (tmp_path / "some_fonts/__init__.py").write_text("raise AssertionError")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(fontManager, "ttflist", [*fontManager.ttflist])
+    packaged = ("some_fonts", alignment_plot.PACKAGED[1])
+    monkeypatch.setattr(alignment_plot, "PACKAGED", packaged)
+    monkeypatch.setattr(alignment_plot, "FONTS", ["STIXSizeOneSym"])
+    fontManager.ttflist = [f for f in fontManager.ttflist if "STIX" not in f.name]
+    draw(ALPHA, spans_of(ALPHA, ["\u2320", "a", "b"]), title="utterance")
+    assert str(file) in [font.fname for font in fontManager.ttflist]
+    assert not caplog.records
 
 
 def test_picture_is_true(caplog):
