@@ -1,38 +1,6 @@
-"""Compute what a teacher says once, for all training utterances.
+"""Compute what a teacher says: cif-extract, see `cif_lobes.commands.extract`."""
 
-The states of a text teacher, or, from a yaml with a list of `teachers`, the posteriors
-of an ensemble of recognisers.
-
-python extract_teacher.py [build] recipes/AISHELL-1/hparams/extract_bert.yaml
-python extract_teacher.py inspect recipes/AISHELL-1/hparams/extract_bert.yaml
-python extract_teacher.py verify recipes/AISHELL-1/hparams/extract_bert.yaml
-
-build    makes the cache; after an interruption the same command goes on
-inspect  says what a cache holds and whether the teacher's states can be told apart
-verify   checks a cache against its manifests and computes a sample of it again
-"""
-
-import pathlib
-import sys
-
-from cif_lobes.settings.cli import parse
-from cif_lobes.settings.program import run_program
-
-VERBS = ("build", "inspect", "verify")
-
-
-def main(argv):
-    verb = "build"
-    if argv and argv[0] in VERBS:
-        verb, *argv = argv
-    recipe = pathlib.Path(__file__).parent / "recipes" / "AISHELL-1"
-    arguments = parse(argv, recipe / "hparams" / "extract_bert.yaml", __doc__)
-
-    # Heavy, so not before the arguments are known to be good.
-    from cif_lobes.cache import extraction
-
-    extraction.run(verb, *arguments)
-
+from cif_lobes.commands.extract import program
 
 if __name__ == "__main__":
-    run_program(lambda: main(sys.argv[1:]), own_debug=True)
+    program()

@@ -10,6 +10,7 @@ from conftest import ROOT, TINY, load_module
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from typed import refused
 
+from cif_lobes.commands import evaluate
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.alignments import read_alignments
 from cif_lobes.decoding.hotwords import load_hotwords
@@ -19,7 +20,6 @@ from cif_lobes.decoding.significance import compare_runs
 from cif_lobes.runs import sweep
 from cif_lobes.runs.init_from import start_from
 
-evaluate = load_module(ROOT / "evaluate.py")
 keep = load_module(ROOT / "tools/keep_run.py")
 results = load_module(ROOT / "tools/results.py")
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini.yaml"

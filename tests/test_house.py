@@ -32,6 +32,8 @@ ARROWS = {
     "training": "cache teachers losses nets cif decoding data storage settings devices",
     "runs": "training cache teachers losses nets cif decoding data storage settings devices",
     "inference": "nets cif decoding data storage settings devices",
+    "commands": "inference runs training cache teachers losses nets cif decoding data "
+    "storage settings devices",
 }
 
 # What a room may use beside the standard library and other rooms, if that is less than
@@ -39,6 +41,8 @@ ARROWS = {
 TORCH, WAVES = {"torch"}, {"soundfile", "numpy"}
 LIGHT = {
     "settings.program": set(),
+    "commands.evaluate": set(),
+    "commands.extract": set(),
     "settings.safe_yaml": {"ruamel", "hyperpyyaml"},
     "settings.yaml_settings": {"ruamel"},
     "settings.checks": {"ruamel"},
@@ -71,6 +75,7 @@ LIGHT = {
     "losses.contrastive": TORCH,
     "losses.regression": TORCH,
     "losses.multi_teacher": TORCH,
+    "nets.bert_decoder": TORCH,
     "nets.fithubert": TORCH,
     "nets.features": {"torch", "speechbrain"},
     "nets.encoder": {"torch", "speechbrain"},
@@ -80,6 +85,7 @@ LIGHT = {
 }
 TRANSFORMERS = {
     "teachers.text",
+    "nets.bert_weights",
     "nets.pretrained",
     "decoding.rescoring",
     "nets.speech_llm",
@@ -146,7 +152,9 @@ def start(modules, absent):
 
 
 @pytest.mark.parametrize(
-    "module", ["settings.cli", "data.manifest", "data.text", "inference.onnx"]
+    "module",
+    "settings.cli data.manifest data.text inference.onnx commands.evaluate "
+    "commands.extract".split(),
 )
 def test_these_start_without_torch(module):
     start([module], {"torch", "speechbrain"})

@@ -28,16 +28,21 @@ print(len(names))
 """
 
 
-def run(command, folder):
+def start(command, folder):
     """Outside the checkout, and without what PYTHONPATH says of it."""
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
+    return subprocess.run(
         [str(word) for word in command],
         cwd=folder,
         env=kept,
         capture_output=True,
         text=True,
     )
+
+
+def run(command, folder):
+    """What a command prints that works."""
+    done = start(command, folder)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -68,16 +73,66 @@ def test_the_wheel_has_every_module_and_nothing_of_the_checkout_else(wheel):
     assert any(name.endswith("LICENSE") for name in names)
 
 
-@pytest.mark.slow
-def test_every_module_of_the_wheel_is_imported_in_a_fresh_environment(wheel, tmp_path):
-    venv.create(tmp_path / "fresh", with_pip=False)
-    python = tmp_path / "fresh/bin/python"
-    install = [sys.executable, "-m", "pip", "--python", python, "install"]
-    run([*install, "--no-deps", "--no-index", wheel], tmp_path)
+@pytest.fixture(scope="module")
+def fresh(wheel, tmp_path_factory):
+    """The bin folder of an environment that has the wheel."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder, with_pip=False)
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        folder / "bin/python",
+        "install",
+    ]
+    run([*install, "--no-deps", "--no-index", wheel], folder)
     # torch and the others are those of this environment. A folder in a .pth file has no
     # .pth files of its own, so the checkout's editable install is not seen.
-    (packages,) = (tmp_path / "fresh/lib").glob("python*/site-packages")
+    (packages,) = (folder / "lib").glob("python*/site-packages")
     theirs = [path for path in sys.path if path.endswith("-packages")]
     (packages / "theirs.pth").write_text("\n".join(theirs) + "\n")
-    found = int(run([python, "-c", IMPORT_ALL], tmp_path))
+    return folder / "bin"
+
+
+@pytest.mark.slow
+def test_every_module_of_the_wheel_is_imported_in_a_fresh_environment(fresh, tmp_path):
+    found = int(run([fresh / "python", "-c", IMPORT_ALL], tmp_path))
     assert found == len(list(ROOT.glob("cif_lobes/**/*.py")))
+
+
+HELPS = {
+    "cif-transcribe": ("usage: cif-transcribe ", "audio files"),
+    "cif-evaluate": ("usage: cif-evaluate ", "--swept"),
+    "cif-extract": (
+        "usage: cif-extract HPARAMS.yaml ",
+        "cif-extract HPARAMS.yaml --help",
+    ),
+}
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_wheel(fresh, tmp_path):
+    """All that pyproject.toml names; each knows its name."""
+    assert {path.name for path in fresh.glob("cif-*")} == {*HELPS}
+    for name, (usage, word) in HELPS.items():
+        said = run([fresh / name, "--help"], tmp_path)
+        assert said.startswith(usage) and word in said
+
+
+@pytest.mark.slow
+def test_a_command_of_the_wheel_says_what_is_wrong(fresh, tmp_path):
+    for words, message in (
+        (["cif-evaluate", "lost"], "cif-evaluate: lost"),
+        (["cif-evaluate", "run", "--bem", "3"], "cif-evaluate: unknown option --bem"),
+        (
+            ["cif-extract"],
+            "cif-extract: which yaml? Give one, for instance",
+        ),
+        (
+            ["cif-transcribe", "lost", "a.wav"],
+            "cif-transcribe: lost is not a run folder",
+        ),
+    ):
+        done = start([fresh / words[0], *words[1:]], tmp_path)
+        assert done.returncode and done.stderr.startswith(message), done.stderr

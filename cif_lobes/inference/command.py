@@ -8,7 +8,7 @@ from tqdm import tqdm
 from cif_lobes.inference.transcript import FORMATS
 from cif_lobes.inference.vad import WebRtcVad
 from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import Parser
+from cif_lobes.settings.program import Parser, installed_name
 
 
 def command_line(name):
@@ -24,7 +24,7 @@ def command_line(name):
     cif_lobes.settings.program.Parser
         To be read by `read_command`.
     """
-    parser = Parser(name, description="Recognise recordings.")
+    parser = Parser(installed_name(name), description="Recognise recordings.")
     add = parser.add_argument
     add("model", help="output_folder of a training run, or an exported folder")
     add("files", nargs="+", help="audio files")

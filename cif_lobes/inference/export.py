@@ -2,7 +2,8 @@
 
 An exported folder is complete and can be moved: hyperparams.yaml (the network),
 model.safetensors (its parameters, averaged over checkpoints), tokenizer.ckpt (the
-vocabulary). Exports of before have the parameters in a model.ckpt of torch.
+vocabulary), README.md (a model card). Exports of before have the parameters in a
+model.ckpt of torch.
 SpeechBrain's own interface loads it, from a folder or from the hub::
 
     EncoderDecoderASR.from_hparams(source=folder).transcribe_file("speech.wav")
@@ -27,6 +28,7 @@ from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 from cif_lobes.devices.precision import full_float32
+from cif_lobes.inference.card import read_exported, write_card
 from cif_lobes.inference.windows import MAX_SECONDS
 from cif_lobes.nets.kept_ears import export_ears, open_ears
 from cif_lobes.settings.safe_yaml import build, inside, read_settings
@@ -305,7 +307,12 @@ def _longest_seconds(folder):
 
 
 def export_run(
-    run_folder, out_folder, average=None, num_checkpoints=None, decoding=None
+    run_folder,
+    out_folder,
+    average=None,
+    num_checkpoints=None,
+    decoding=None,
+    license=None,
 ):
     """Write the recogniser of a run into a folder of its own.
 
@@ -315,8 +322,8 @@ def export_run(
         Output folder of a training run.
     out_folder : str
         Made; must be empty if it exists.
-    average, num_checkpoints, decoding : optional
-        As in `read_run`; by default what the yaml says.
+    average, num_checkpoints, decoding, license : optional
+        As in `read_run`, by default what the yaml says; and `card.write_card`.
 
     Raises
     ------
@@ -338,6 +345,9 @@ def export_run(
         shutil.copyfile(vocabulary, folder / VOCABULARY)
         export_ears(run_folder, folder)
         (folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
+        learnt = build(settings, only=["model"])["model"].parameters()
+        exported = read_exported(settings, learnt, average, num_checkpoints)
+        write_card(folder, out_folder, run_folder, exported, license)
 
 
 def open_run(folder, overrides=None, average=None, num_checkpoints=None):

@@ -18,7 +18,9 @@ import torch
 from cif_lobes.cif import cif_dense
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.alignment import frame_clock
+from cif_lobes.inference.card import Exported, write_card
 from cif_lobes.inference.export import VOCABULARY, open_run
+from cif_lobes.inference.onnx_int8 import quantize
 from cif_lobes.nets.features import LogMel
 from cif_lobes.storage.atomic_files import new_folder
 
@@ -116,7 +118,13 @@ class StepGraph(torch.nn.Module):
 
 @full_float32()
 def export_onnx(
-    run_folder, out_folder, average=None, num_checkpoints=None, decoding=None
+    run_folder,
+    out_folder,
+    average=None,
+    num_checkpoints=None,
+    decoding=None,
+    license=None,
+    int8=False,
 ):
     """Write the recogniser of a run as ONNX.
 
@@ -129,6 +137,10 @@ def export_onnx(
     average, num_checkpoints, decoding : optional
         As in `cif_lobes.inference.export.read_run`. Whatever the yaml says, the search
         is greedy.
+    license : str, optional
+        As in `cif_lobes.inference.card.write_card`.
+    int8 : bool
+        Whether to keep matrices as 8-bit integers; see `cif_lobes.inference.onnx_int8`.
 
     Raises
     ------
@@ -150,11 +162,28 @@ def export_onnx(
     if not decoder.autoregressive or not isinstance(fire.features, LogMel):
         raise ValueError(
             f"{run_folder}: ONNX is for log-mel features and a decoder with previous "
-            "tokens, not for a frozen student or autoregressive: False. Use --format "
-            "speechbrain"
+            "tokens, not for pretrained ears, a frozen student, a BERTDecoder or "
+            "autoregressive: False. Use --format speechbrain"
         )
     with new_folder(out_folder) as folder:
         _write_graphs(hparams, folder)
+        if int8:
+            for name in (ENCODER, DECODER):
+                quantize(folder / name)
+        exported = Exported(
+            "onnx",
+            hparams["tokenizer"].language,
+            hparams["sample_rate"],
+            hparams["model"].parameters(),
+            {
+                "beam": 1,
+                "tail_threshold": hparams["tail_threshold"],
+                "average": average,
+                "num_checkpoints": num_checkpoints,
+            },
+            int8,
+        )
+        write_card(folder, out_folder, run_folder, exported, license)
 
 
 def _write_graphs(hparams, folder):

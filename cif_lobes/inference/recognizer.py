@@ -30,6 +30,7 @@ from cif_lobes.inference.recordings import duration_of, is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
 from cif_lobes.inference.windows import MAX_SECONDS, Window, check_longest, read_windows
 from cif_lobes.settings.checks import option_type
+from cif_lobes.settings.program import run_program
 
 AT_ONCE = 16  # windows of a recording that are sorted by length
 
@@ -302,3 +303,8 @@ def main(argv=None):
     transcribe_and_print(
         recognizer, given, batch_seconds=given.batch_seconds, progress=True
     )
+
+
+def program():
+    """python -m cif_lobes.inference, and cif-transcribe of the installed package."""
+    run_program(main)

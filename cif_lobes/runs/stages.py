@@ -233,8 +233,9 @@ def fit(brain, hparams_file, hparams, datasets):
     valid_options = eval_loader_options(
         datasets["valid"], hparams["eval_batch_seconds"], hparams["num_workers"]
     )
-    rows = datasets["train"].data.values()
-    hparams["record"].longest_seconds = max(row["duration"] for row in rows)
+    durations = [row["duration"] for row in datasets["train"].data.values()]
+    hparams["record"].longest_seconds = max(durations)
+    hparams["record"].train_hours = sum(durations) / 3600
     fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options)
 
 

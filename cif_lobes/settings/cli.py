@@ -27,6 +27,7 @@ from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from cif_lobes.settings.checks import find_fault, find_misfit, read_value
+from cif_lobes.settings.program import started_by
 from cif_lobes.settings.yaml_settings import Setting, compose, header, yaml_settings
 
 # Run options that --help explains; the others are given by name only.
@@ -87,6 +88,8 @@ def parse(argv, default_yaml, description):
             "quote lists and spaces: --key '[1, 2]'"
         )
     hparams_file = positionals[0] if positionals else str(default_yaml)
+    if not positionals and not Path(default_yaml).is_file():
+        _without_recipes("--help" in options, Path(default_yaml).name, description)
     if not Path(hparams_file).is_file():
         _fail_missing_file(hparams_file, Path(default_yaml).parent)
     try:
@@ -165,7 +168,7 @@ def _split(argv, run_options):
 def _check_options(options, settings, run_options, hparams_file):
     """Unknown options, then missing values, then ``!PLACEHOLDER`` left open."""
     known = {**run_options, **settings}
-    command = f"python {sys.argv[0]} {_shown(hparams_file)}"
+    command = f"{started_by()} {_shown(hparams_file)}"
     names = [s.key for s in known.values() if s.value_text is not None]
     unknown = ""
     for flag in (flag for flag in options if flag not in known):
@@ -289,7 +292,7 @@ def _help_text(hparams_file, settings, run_options, description):
     main = [option for option in only_run if option.key in MAIN_RUN_OPTIONS.split()]
     others = ", ".join(f"--{option.key}" for option in only_run if option not in main)
     parts = [
-        f"usage: python {sys.argv[0]} [HPARAMS.yaml] [--key VALUE ...]",
+        f"usage: {started_by()} [HPARAMS.yaml] [--key VALUE ...]",
         textwrap.dedent(description).strip(),
         f"{_shown(hparams_file)}:",
         textwrap.indent(header(hparams_file), "  "),
@@ -325,6 +328,17 @@ def _tables(sections, width):
                 left = left.ljust(column) + comment.pop(0)
             lines += [left, *(" " * column + line for line in comment)]
         yield "\n".join(lines)
+
+
+def _without_recipes(wants_help, name, description):
+    """What an installed package says if it is given no yaml: it has none itself."""
+    command = f"{started_by()} HPARAMS.yaml"
+    if wants_help:
+        usage = f"usage: {command} [--key VALUE ...]"
+        settings = f"The settings of a yaml: {command} --help"
+        _say("\n\n".join([usage, description.strip(), settings]), sys.stdout)
+        sys.exit(0)
+    _fail(f"which yaml? Give one, for instance {name} of a checkout's recipes/")
 
 
 def _fail_missing_file(hparams_file, folder):

@@ -140,11 +140,22 @@ def _stdout_is_closed():
     return closed
 
 
+def installed_name(otherwise):
+    """What this program is called: a command of the installed package, or otherwise."""
+    name = program_name()
+    return name if name.startswith("cif-") else otherwise
+
+
+def started_by():
+    """What starts this program: python and a script, or a command."""
+    return installed_name(f"python {sys.argv[0]}")
+
+
 def this_command():
     """The command line of this process, of torchrun's if that has started it."""
     words, processes = sys.argv, int(os.environ.get("WORLD_SIZE", 1))
     if processes == 1:
-        return shlex.join(["python", *words])
+        return f"{started_by()} {shlex.join(words[1:])}".strip()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     nodes = processes // local
     where = "--standalone" if nodes == 1 else f"--nnodes={nodes}"

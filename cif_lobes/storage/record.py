@@ -110,9 +110,11 @@ class RunRecord:
     ----------
     longest_seconds : float, optional
         Of the training utterances, by which recognition cuts; set it before `start`.
+    train_hours : float, optional
+        All training utterances together, which a model card tells; set it before `start`.
     """
 
-    longest_seconds = None
+    longest_seconds = train_hours = None
 
     def __init__(self, folder):
         self.path = pathlib.Path(folder) / "run.json"
@@ -144,6 +146,8 @@ class RunRecord:
         )
         if self.longest_seconds is not None:
             record["longest_seconds"] = round(self.longest_seconds, 3)
+        if self.train_hours is not None:
+            record["train_hours"] = round(self.train_hours, 4)
         record.setdefault("started", time.strftime("%Y-%m-%d %H:%M:%S"))
         record.setdefault("results", {})
         write_atomically(self.path, _json(record))

@@ -14,13 +14,13 @@ import h5py
 import pytest
 import torch
 import yaml
-from conftest import load_module
 from tiny_cache import change_states
 from tiny_teacher import make_teacher
 
 from cif_lobes.cache import extraction
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.text_states import TextStates
+from cif_lobes.commands import extract
 from cif_lobes.data.manifest import Utterance, write_manifest
 from cif_lobes.losses.regression import regression_distillation
 from cif_lobes.teachers.text import TextTeacher
@@ -319,12 +319,11 @@ def test_ctrl_c_says_how_to_go_on(folder, monkeypatch):
 def test_the_verb_comes_first_and_may_be_left_out(folder, monkeypatch, verb):
     calls = []
     monkeypatch.setattr(extraction, "run", lambda *arguments: calls.append(arguments))
-    script = load_module(ROOT / "extract_teacher.py")
     arguments = [str(folder / "extract.yaml"), "--layer", "[4, 8]"]
-    script.main([verb, *arguments])
+    extract.main([verb, *arguments])
     assert calls[0][:2] == (verb, arguments[0]) and "layer: [4, 8]" in calls[0][3]
     if verb == "build":
-        script.main(arguments)
+        extract.main(arguments)
         assert calls[1] == calls[0]
 
 

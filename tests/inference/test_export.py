@@ -106,7 +106,7 @@ def test_export_can_be_moved_and_overridden(exported, signals, tmp_path):
 
 
 def test_export_holds_the_recogniser_only(trained, exported):
-    names = {"hyperparams.yaml", "model.safetensors", "tokenizer.ckpt"}
+    names = {"hyperparams.yaml", "model.safetensors", "tokenizer.ckpt", "README.md"}
     assert {path.name for path in exported.iterdir()} == names
     parameters = load_file(exported / "model.safetensors")
     assert {name.split(".")[0] for name in parameters} <= set(NETWORK)

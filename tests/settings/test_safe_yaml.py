@@ -12,6 +12,7 @@ from conftest import ROOT, TINY, load_module
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
 
+from cif_lobes.commands import evaluate as scoring
 from cif_lobes.decoding.language_model import load_scorer
 from cif_lobes.inference import recognizer as inference
 from cif_lobes.inference import stream as streaming
@@ -88,8 +89,7 @@ def run(tmp_path):
 
 
 def evaluate(*arguments):
-    tool = load_module(ROOT / "evaluate.py")
-    tool.main(tool.parse_arguments([*map(str, arguments)]))
+    scoring.main(scoring.parse_arguments([*map(str, arguments)]))
 
 
 def plot(folder, monkeypatch):

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, load_module
+from conftest import ROOT
 
+from cif_lobes.commands import evaluate
 from cif_lobes.settings.checks import find_fault, find_misfit, read_value
 from cif_lobes.settings.cli import parse
 from cif_lobes.settings.yaml_settings import Setting, yaml_settings
@@ -39,6 +40,7 @@ def test_every_number_and_choice_has_a_limit(path):
                 "skip_prep",
                 "tokenizer_folder",
                 "ears",
+                "bert",
             )
             assert words or find_fault(setting, "nonsense"), setting
 
@@ -134,14 +136,12 @@ EVALUATE = [
 
 @pytest.mark.parametrize("words, message", EVALUATE)
 def test_options_of_evaluate_are_checked(words, message, capsys):
-    evaluate = load_module(ROOT / "evaluate.py")
     with pytest.raises(SystemExit):
         evaluate.parse_arguments(["run", *words.split()])
     assert message in capsys.readouterr().err
 
 
 def test_options_have_the_type_of_their_default():
-    evaluate = load_module(ROOT / "evaluate.py")
     given = evaluate.parse_arguments(["run", "--tail_threshold", "1", "--beam", "4"])
     assert isinstance(given.tail_threshold, float)
     assert (given.tail_threshold, given.beam, given.device) == (1.0, 4, "cpu")

@@ -9,9 +9,9 @@ import shutil
 import types
 
 import pytest
-from conftest import ROOT, load_module
 from tiny_hubert import write_student_run
 
+from cif_lobes.commands import evaluate
 from cif_lobes.inference.export import export_run
 from cif_lobes.inference.onnx_export import export_onnx
 from cif_lobes.inference.s3prl_export import export_s3prl
@@ -22,8 +22,6 @@ from cif_lobes.storage.atomic_files import (
     new_folder,
     write_atomically,
 )
-
-evaluate = load_module(ROOT / "evaluate.py")
 
 
 def full(*_, **__):
