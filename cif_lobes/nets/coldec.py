@@ -119,6 +119,14 @@ class ColDec(nn.Module):
         FineCoS instead of ColDec.
     fine_phrases : int
         Phrases that FineCoS keeps.
+    over_tokens : bool
+        One attention over the tokens of all phrases at once, instead of one over phrases:
+        a phrase's share is the sum of its tokens', and m_u reads their values. Not with
+        `fine`. The papers have none; letters of a word that was never seen are found, and
+        read, by their like.
+    query_context : int
+        Fires on either side of one that its query sees, by two convolutions of half of
+        them; 0 for none as in the papers. A letter alone does not tell the word it is in.
     vector_dropout : float
         Share of fires at which the context decoder is not shown the CIF vector in
         training, so that it must read the phrase. The papers have none.
@@ -129,8 +137,9 @@ class ColDec(nn.Module):
     >>> phrases = pad_phrases([[4, 5, 6], [7, 8]])
     >>> vectors, previous = torch.rand(2, 5, 8), torch.randint(10, (2, 5))
     >>> sees = torch.tensor([[True, True], [False, True]])
-    >>> coldec(vectors, torch.tensor([5, 3]), previous, *phrases, sees).shape
-    torch.Size([2, 5, 10])
+    >>> logits, scores = coldec(vectors, torch.tensor([5, 3]), previous, *phrases, sees)
+    >>> logits.shape, scores.shape
+    (torch.Size([2, 5, 10]), torch.Size([2, 5, 3]))
     """
 
     def __init__(
@@ -146,14 +155,26 @@ class ColDec(nn.Module):
         fine=False,
         fine_phrases=5,
         vector_dropout=0.0,
+        over_tokens=False,
+        query_context=0,
     ):
         super().__init__()
+        if fine and over_tokens:
+            raise ValueError(
+                "fine and over_tokens are two ways to attend over tokens: leave one False"
+            )
+        self.over_tokens, self.query_context = over_tokens, query_context
         self.vocab_size, self.vector_size = vocab_size, vector_size
         self.fine, self.fine_phrases = fine, fine_phrases
         self.vector_dropout = vector_dropout
         self.phrase_encoder = PhraseEncoder(
             vocab_size, d_model, phrase_layers, nhead, d_ffn, dropout
         )
+        if query_context:
+            size, reach = vector_size, (query_context + 1) // 2
+            self.neighbours = nn.ModuleList(
+                nn.Conv1d(size, size, 2 * reach + 1, padding=reach) for _ in range(2)
+            )
         self.query = nn.Linear(vector_size, d_model)
         self.key = nn.Linear(d_model, d_model)
         self.value = nn.Linear(d_model, d_model)
@@ -199,6 +220,38 @@ class ColDec(nn.Module):
         device = self.no_bias_key.device
         return self.phrase_encoder(*(x.to(device) for x in pad_phrases(phrases)))
 
+    def score_phrases(self, vectors, lengths, phrases, sees=None):
+        """What `attend` takes the softmax of, before it drops phrases.
+
+        [B, U, 1 + P], or with `over_tokens` [B, U, 1 + P * L], token by token. Minus
+        infinity for phrases that are not on an utterance's list, and for no token.
+        """
+        queries = (
+            self._see_neighbours(vectors, lengths) if self.query_context else vectors
+        )
+        items = phrases.states.flatten(0, 1) if self.over_tokens else phrases.vectors
+        keys = torch.cat([self.no_bias_key[None], self.key(items)])
+        scores = self.query(queries) @ keys.T * keys.shape[1] ** -0.5
+        if self.over_tokens:
+            no_token = ~phrases.valid_mask.flatten()
+            scores[..., 1:] = scores[..., 1:].masked_fill(no_token, -torch.inf)
+        if sees is not None:
+            unseen = ~sees
+            if self.over_tokens:
+                unseen = unseen.repeat_interleave(phrases.states.shape[1], dim=1)
+            unseen = torch.nn.functional.pad(unseen, (1, 0))
+            scores = scores.masked_fill(unseen[:, None], -torch.inf)
+        return scores
+
+    def _see_neighbours(self, vectors, lengths):
+        """Vectors [B, U, C] that know of those before and after; 0 behind the ends."""
+        padding_mask = _beyond(vectors, lengths)[..., None]
+        first, second = self.neighbours
+        x = vectors.masked_fill(padding_mask, 0.0)
+        x = first(x.transpose(1, 2)).relu().transpose(1, 2)
+        x = second(x.masked_fill(padding_mask, 0.0).transpose(1, 2)).transpose(1, 2)
+        return (vectors + x).masked_fill(padding_mask, 0.0)
+
     def attend(self, vectors, lengths, phrases, sees=None, purify=0):
         """Attention of every fire over the phrases.
 
@@ -219,19 +272,33 @@ class ColDec(nn.Module):
         torch.Tensor, [B, U, 1 + P]
             Shares that add up to 1, that of the no-bias option first.
         """
-        keys = torch.cat([self.no_bias_key[None], self.key(phrases.vectors)])
-        scores = self.query(vectors) @ keys.T * keys.shape[1] ** -0.5
+        if self.over_tokens:
+            shares, tokens = self._attend_tokens(
+                vectors, lengths, phrases, sees, purify
+            )
+            return torch.cat([shares, tokens.sum(-1)], -1)
+        scores = self.score_phrases(vectors, lengths, phrases, sees)
         shares, biased = scores[..., :1], scores[..., 1:]
-        if sees is not None:
-            biased = biased.masked_fill(~sees[:, None], -torch.inf)
         if self.fine and phrases.vectors.shape[0] > self.fine_phrases:
-            attention = torch.cat([shares, biased], -1).softmax(-1)[..., 1:]
+            attention = scores.softmax(-1)[..., 1:]
             beyond = _beyond(vectors, lengths)[..., None]
             total = attention.detach().masked_fill(beyond, 0.0).sum(1)
             biased = _keep_best(biased, total[:, None], self.fine_phrases)
         if 0 < purify < phrases.vectors.shape[0]:
             biased = _keep_best(biased, biased.detach(), purify)
         return torch.cat([shares, biased], -1).softmax(-1)
+
+    def _attend_tokens(self, vectors, lengths, phrases, sees, purify):
+        """Shares [B, U, 1] of no-bias and [B, U, P, L] of all tokens."""
+        scores = self.score_phrases(vectors, lengths, phrases, sees)
+        sizes = phrases.valid_mask.shape
+        shares, tokens = scores[..., :1], scores[..., 1:].unflatten(2, sizes)
+        if 0 < purify < sizes[0]:
+            biased = tokens.logsumexp(-1)
+            kept = _keep_best(biased, biased.detach(), purify) > -torch.inf
+            tokens = tokens.masked_fill(~kept[..., None], -torch.inf)
+        shares = torch.cat([shares, tokens.flatten(2)], -1).softmax(-1)
+        return shares[..., :1], shares[..., 1:].unflatten(2, sizes)
 
     def join_contexts(self, vectors, lengths, phrases, sees=None, purify=0, hide=None):
         """W [c ; m], what the context decoder reads at each fire: [B, U, D].
@@ -246,16 +313,24 @@ class ColDec(nn.Module):
         # Behind the ends may be what is no number.
         padding_mask = _beyond(vectors, lengths)
         vectors = vectors.masked_fill(padding_mask[..., None], 0.0)
-        attention = self.attend(vectors, lengths, phrases, sees, purify)
-        biased = attention[..., 1:]
-        found = attention[..., :1] * self.no_bias_value
-        if self.fine and len(phrases.vectors):
-            found = found + self._read_tokens(vectors, phrases, biased)
-        else:
-            found = found + biased @ self.value(phrases.vectors)
+        found = self._read_phrases(vectors, lengths, phrases, sees, purify)
         if hide is not None:
             vectors = vectors.masked_fill(hide[..., None], 0.0)
         return self.join(torch.cat([vectors, found], -1))
+
+    def _read_phrases(self, vectors, lengths, phrases, sees, purify):
+        """m of `join_contexts`: [B, U, D]."""
+        if self.over_tokens:
+            shares, tokens = self._attend_tokens(
+                vectors, lengths, phrases, sees, purify
+            )
+            read = tokens.flatten(2) @ self.value(phrases.states.flatten(0, 1))
+            return shares * self.no_bias_value + read
+        attention = self.attend(vectors, lengths, phrases, sees, purify)
+        found, biased = attention[..., :1] * self.no_bias_value, attention[..., 1:]
+        if self.fine and len(phrases.vectors):
+            return found + self._read_tokens(vectors, phrases, biased)
+        return found + biased @ self.value(phrases.vectors)
 
     def _read_tokens(self, vectors, phrases, biased):
         """Sum over the tokens of the few phrases that have attention: [B, U, D]."""
@@ -275,7 +350,7 @@ class ColDec(nn.Module):
         )
 
     def forward(self, vectors, lengths, previous_tokens, tokens, token_lengths, sees):
-        """Logits of the context decoder at every fire, given the true tokens before.
+        """The context decoder at every fire, given the true tokens before.
 
         Arguments
         ---------
@@ -288,7 +363,10 @@ class ColDec(nn.Module):
 
         Returns
         -------
-        torch.Tensor, [B, U, V]
+        logits : torch.Tensor, [B, U, V]
+            Of its distribution.
+        scores : torch.Tensor, [B, U, 1 + P] or [B, U, 1 + P * L]
+            Of the attention, see `score_phrases`.
         """
         hide = None
         if self.training and self.vector_dropout:
@@ -296,7 +374,9 @@ class ColDec(nn.Module):
             hide = chances < self.vector_dropout
         phrases = self.phrase_encoder(tokens, token_lengths)
         joined = self.join_contexts(vectors, lengths, phrases, sees, hide=hide)
-        return self.decoder(joined, previous_tokens)[0]
+        vectors = vectors.masked_fill(_beyond(vectors, lengths)[..., None], 0.0)
+        scores = self.score_phrases(vectors, lengths, phrases, sees)
+        return self.decoder(joined, previous_tokens)[0], scores
 
 
 def _beyond(vectors, lengths):

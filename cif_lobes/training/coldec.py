@@ -3,6 +3,9 @@
 Lists of phrases come from the batch itself, as in https://arxiv.org/abs/2012.09466: one
 n-gram of each reference, kept or not. An utterance whose own was not kept has a list of
 nothing but distractors.
+
+Where the phrases of a list are said is known, so the attention can be told: a cross-entropy
+whose target at each fire is the phrase it lies in, or no-bias. The papers have none.
 """
 
 from typing import NamedTuple
@@ -12,6 +15,7 @@ import speechbrain as sb
 import torch
 from speechbrain.dataio.dataio import length_to_mask
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.devices.lengths import Lengths
@@ -19,13 +23,14 @@ from cif_lobes.losses.recognition import label_smoothed_ce
 from cif_lobes.nets.coldec import pad_phrases
 from cif_lobes.training.brain import TrainingBrain
 
-MAX_NGRAM = 4  # words of a phrase, or characters where there are no words
-
 
 class Predictions(NamedTuple):
     """What the context decoder says about a batch."""
 
     logits: Tensor  # [B, U, V]
+    scores: Tensor  # [B, U, 1 + P * L] of the attention: no-bias, tokens (L 1: phrases)
+    wanted: Tensor  # [B, U] which of them it should be
+    width: int  # L
     tokens: Tensor  # [B, U] true tokens, end of sentence included
     token_lengths: Lengths  # [B]
 
@@ -68,11 +73,11 @@ class VectorSet(torch.utils.data.Dataset):
         }
 
 
-def draw_phrases(texts, tokenizer, keep, num_lists, generator=None):
+def draw_phrases(texts, tokenizer, keep, num_lists, generator=None, max_words=4):
     """Phrases of a batch, and whose list each is on.
 
-    Of every text, one n-gram of up to `MAX_NGRAM` words (characters, where texts have no
-    spaces) is drawn and kept with a probability. Texts are dealt into lists.
+    Of every text, one n-gram of words (characters, where texts have no spaces) is drawn
+    and kept with a probability. Texts are dealt into lists.
 
     Arguments
     ---------
@@ -84,6 +89,8 @@ def draw_phrases(texts, tokenizer, keep, num_lists, generator=None):
     num_lists : int
         Lists into which the texts are dealt, in turn.
     generator : torch.Generator, optional
+    max_words : int
+        The longest n-gram.
 
     Returns
     -------
@@ -100,7 +107,7 @@ def draw_phrases(texts, tokenizer, keep, num_lists, generator=None):
     places, pairs = {}, []
     for number, text in enumerate(texts):
         units = text.split() if by_words else list(text)
-        size = 1 + int(chance() * min(MAX_NGRAM, len(units)))
+        size = 1 + int(chance() * min(max_words, len(units)))
         start = int(chance() * (len(units) - size + 1))
         if chance() >= keep:
             continue
@@ -116,11 +123,57 @@ def draw_phrases(texts, tokenizer, keep, num_lists, generator=None):
     return [list(tokens) for tokens in places], on_list[mine]
 
 
+def locate_phrases(texts, phrases, sees, tokenizer):
+    """The phrase that each token of a text is in, of those on its list.
+
+    Arguments
+    ---------
+    texts : list of str
+        Normalised references, B of them.
+    phrases : list of list of int
+        Tokens of P phrases.
+    sees : torch.Tensor, [B, P], bool
+        Whether a phrase is on an utterance's list.
+    tokenizer : cif_lobes.data.tokens.Tokenizer
+
+    Returns
+    -------
+    places : torch.Tensor, [B, U], int64
+        1 + p within phrase p, of several the longest; 0 elsewhere, at the end of sentence
+        and in padding. Phrases are whole words, where texts have spaces.
+    offsets : torch.Tensor, [B, U], int64
+        Which token of that phrase it is, from 0; 0 elsewhere.
+    """
+    gap = " " if any(" " in text for text in texts) else ""
+    spelled = [tokenizer.decode(tokens) for tokens in phrases]
+    shortest_first = sorted(range(len(spelled)), key=lambda p: len(spelled[p]))
+    rows = []
+    for text, seen in zip(texts, sees.tolist(), strict=True):
+        spans, within = tokenizer.offsets(text), f"{gap}{text}{gap}"
+        row = torch.zeros(len(spans) + 1, 2, dtype=torch.int64)
+        for p in shortest_first:
+            wanted = f"{gap}{spelled[p]}{gap}"
+            start = within.find(wanted) if seen[p] else -1
+            while start >= 0:
+                end = start + len(spelled[p])
+                inside = [
+                    u for u, (a, b) in enumerate(spans) if start <= a and b <= end
+                ]
+                # Pieces of a tokenizer that looks beyond a word may be others.
+                if len(inside) == len(phrases[p]):
+                    row[inside, 0] = 1 + p
+                    row[inside, 1] = torch.arange(len(inside))
+                start = within.find(wanted, start + 1)
+        rows.append(row)
+    return pad_sequence(rows, batch_first=True).unbind(-1)
+
+
 class ColDecBrain(TrainingBrain):
-    """Trains the distribution of the context decoder alone.
+    """Trains the distribution of the context decoder, and where it attends.
 
     Reads from the yaml, besides `modules` (`coldec`) and what `TrainingBrain` reads:
-    `tokenizer`, `label_smoothing`, `keep_phrase`, `num_lists`.
+    `tokenizer`, `coldec`, `label_smoothing`, `keep_phrase`, `num_lists`, `max_words`,
+    `attention_weight`.
     """
 
     best_key = "loss"
@@ -130,39 +183,60 @@ class ColDecBrain(TrainingBrain):
         self.generator = torch.Generator().manual_seed(0)
 
     def compute_forward(self, batch, stage):
-        """Draw phrases; logits of every token. See `Predictions`."""
+        """Draw phrases; logits of every token, and where it attends. See `Predictions`."""
         token_lengths = Lengths.of(batch.tokens, self.device)
         hp, lengths = self.hparams, token_lengths.on_device
         generator = None if stage == sb.Stage.TRAIN else self.generator
         phrases, sees = draw_phrases(
-            batch.text, hp.tokenizer, hp.keep_phrase, hp.num_lists, generator
+            batch.text,
+            hp.tokenizer,
+            hp.keep_phrase,
+            hp.num_lists,
+            generator,
+            hp.max_words,
         )
+        places, offsets = locate_phrases(batch.text, phrases, sees, hp.tokenizer)
         batch = batch.to(self.device, non_blocking=True)
         tokens, vectors = batch.tokens.data, batch.vectors.data
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = hp.tokenizer.bos_index
-        padded = [x.to(self.device) for x in pad_phrases(phrases)]
+        padded = pad_phrases(phrases)
+        width = padded[0].shape[1] if hp.coldec.over_tokens else 1
+        wanted = 1 + (places - 1) * width + (offsets if width > 1 else 0)
+        wanted = wanted.where(places > 0, 0).to(self.device)
+        padded = [x.to(self.device) for x in padded]
         sees = sees.to(self.device)
-        logits = self.modules.coldec(vectors, lengths, previous, *padded, sees)
-        return Predictions(logits, tokens, token_lengths)
+        read = self.modules.coldec(vectors, lengths, previous, *padded, sees)
+        return Predictions(*read, wanted, width, tokens, token_lengths)
 
     def compute_objectives(self, predictions, batch, stage):
-        """Label-smoothed cross-entropy, summed over the batch; keeps the ledger."""
+        """Cross-entropies of tokens and attention, summed over the batch; the ledger."""
         p = predictions
         lengths = p.token_lengths.on_device
         valid_mask = length_to_mask(lengths, p.tokens.shape[1], dtype=torch.bool)
-        smoothing = self.hparams.label_smoothing
-        loss = label_smoothed_ce(p.logits, p.tokens, valid_mask, smoothing)
-        self.ledger.add({"ce": (1.0, loss)}, self.count_units(p))
+        smoothing, weight = self.hparams.label_smoothing, self.hparams.attention_weight
+        losses = {
+            "ce": (1.0, label_smoothed_ce(p.logits, p.tokens, valid_mask, smoothing))
+        }
+        if weight:
+            scores, wanted = p.scores.float()[valid_mask], p.wanted[valid_mask]
+            ce = torch.nn.functional.cross_entropy(scores, wanted, reduction="sum")
+            losses["attention"] = (weight, ce)
+        self.ledger.add(losses, self.count_units(p))
         if stage != sb.Stage.TRAIN:
             correct = (p.logits.argmax(-1) == p.tokens) & valid_mask
             self.ledger.count("accuracy", correct.sum(), self.count_units(p))
-        return loss
+            in_phrase = p.wanted > 0
+            # Any token of the right phrase.
+            best, right = ((x - 1) // p.width for x in (p.scores.argmax(-1), p.wanted))
+            found = (best == right) & in_phrase
+            self.ledger.count("found", found.sum(), in_phrase.sum())
+        return sum(weight * loss for weight, loss in losses.values())
 
     def count_units(self, predictions):
         """Tokens of a batch, ends of sentences included."""
         return predictions.token_lengths.total()
 
     def describe(self, figures):
-        """The accuracy in words."""
-        return f"accuracy {figures['accuracy']:.3f}"
+        """The accuracies in words; `found` is of the fires within phrases of the list."""
+        return f"accuracy {figures['accuracy']:.3f}, found {figures['found']:.3f}"

@@ -65,7 +65,7 @@ def by_hand(decoder, coldec, vectors, fires, tokens, weight, ends=True):
     # FineCoS looks at all fires, also at those behind an early end.
     longer = torch.nn.functional.pad(previous, (0, fires - n))
     sees = torch.ones(1, len(PHRASES), dtype=torch.bool)
-    context = coldec(
+    context, _ = coldec(
         vectors[None, :fires],
         torch.tensor([fires]),
         longer,

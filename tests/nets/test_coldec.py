@@ -10,8 +10,12 @@ PHRASES = [[4, 5, 6], [7, 8], [9], [4, 5], [10, 11, 4, 5], [6, 6], [8, 9, 10]]
 LENGTHS = torch.tensor([5, 3, 1])
 
 
-def make(fine=False, **changes):
+def make(kind=False, **changes):
+    """`kind`: whether FineCoS, or "tokens"."""
     torch.manual_seed(0)
+    fine = kind is True
+    if kind == "tokens":
+        changes |= {"over_tokens": True, "query_context": 3}
     sizes = {"d_model": 16, "phrase_layers": 1, "decoder_layers": 1, "nhead": 2}
     coldec = ColDec(V, C, **sizes, d_ffn=32, fine=fine, fine_phrases=3, **changes)
     # A fresh one attends nearly alike to all.
@@ -33,10 +37,11 @@ def batch(fill=0.0):
 def logits_of(coldec, vectors, lengths, previous, phrases, sees=None):
     if sees is None:
         sees = torch.ones(len(vectors), len(phrases), dtype=torch.bool)
-    return coldec(vectors, lengths, previous, *pad_phrases(phrases), sees)
+    return coldec(vectors, lengths, previous, *pad_phrases(phrases), sees)[0]
 
 
-KINDS = pytest.mark.parametrize("fine", [False, True], ids=["coldec", "finecos"])
+IDS = ["coldec", "finecos", "tokens"]
+KINDS = pytest.mark.parametrize("fine", [False, True, "tokens"], ids=IDS)
 
 
 @KINDS
@@ -89,6 +94,29 @@ def test_a_phrase_that_is_not_on_the_list_is_not_there(fine):
 
 
 @KINDS
+def test_scores_are_those_of_the_attention(fine):
+    """Before any phrase is dropped; padding and other lists do not show in them."""
+    coldec, (vectors, previous) = make(fine), batch(float("nan"))
+    sees = torch.ones(3, len(PHRASES), dtype=torch.bool)
+    sees[1, 2:] = False
+    _, scores = coldec(vectors, LENGTHS, previous, *pad_phrases(PHRASES), sees)
+    assert not scores.isnan().any()
+    coldec.fine = False
+    expected = coldec.attend(
+        torch.nan_to_num(vectors), LENGTHS, coldec.encode(PHRASES), sees
+    )
+    shares, longest = scores.softmax(-1), max(map(len, PHRASES))
+    if coldec.over_tokens:
+        tokens = shares[..., 1:].unflatten(2, (len(PHRASES), longest))
+        for p, phrase in enumerate(PHRASES):
+            assert (tokens[:, :, p, len(phrase) :] == 0).all()
+            assert (tokens[0, :, p, : len(phrase)] > 0).all()
+        shares = torch.cat([shares[..., :1], tokens.sum(-1)], -1)
+    torch.testing.assert_close(shares, expected)
+    assert (shares[1, :, 3:] == 0).all() and (shares[0] > 0).all()
+
+
+@KINDS
 def test_the_order_of_a_list_does_not_matter(fine):
     coldec, (vectors, previous) = make(fine), batch()
     there = logits_of(coldec, vectors, LENGTHS, previous, PHRASES)
@@ -97,9 +125,10 @@ def test_the_order_of_a_list_does_not_matter(fine):
         torch.testing.assert_close(there[i, :n], back[i, :n])
 
 
+@pytest.mark.parametrize("kind", [False, "tokens"])
 @pytest.mark.parametrize("purify", [1, 2, 7, 20])
-def test_purification_keeps_the_most_attended_and_renormalises(purify):
-    coldec, (vectors, _) = make(), batch()
+def test_purification_keeps_the_most_attended_and_renormalises(purify, kind):
+    coldec, (vectors, _) = make(kind), batch()
     phrases = coldec.encode(PHRASES)
     everything = coldec.attend(vectors, LENGTHS, phrases)
     kept = coldec.attend(vectors, LENGTHS, phrases, purify=purify)
@@ -109,6 +138,35 @@ def test_purification_keeps_the_most_attended_and_renormalises(purify):
     expected = torch.zeros_like(biased).scatter(-1, best, biased.gather(-1, best))
     expected = torch.cat([everything[..., :1], expected], -1)
     torch.testing.assert_close(kept, expected / expected.sum(-1, keepdim=True))
+
+
+def test_what_is_read_is_the_token_that_is_attended_to():
+    """With all attention on one token, m is its value."""
+    coldec, (vectors, _) = make("tokens"), batch()
+    phrases = coldec.encode(PHRASES)
+    scores = torch.full((3, 5, 1 + 7 * 4), -torch.inf)
+    scores[..., 1 + 4 * 4 + 2] = 0.0  # of the fifth phrase, the third token
+    coldec.score_phrases = lambda *_: scores
+    found = coldec._read_phrases(vectors, LENGTHS, phrases, None, 0)
+    expected = coldec.value(phrases.states[4, 2]).expand(3, 5, -1)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("context", [1, 2, 3, 8])
+def test_a_query_sees_its_neighbours_and_no_further(context):
+    coldec = make(query_context=context)
+    vectors, lengths = torch.randn(1, 30, C), torch.tensor([30])
+    phrases = coldec.encode(PHRASES)
+    before = coldec.attend(vectors, lengths, phrases)
+    vectors[0, 15] += 1.0
+    changed = (coldec.attend(vectors, lengths, phrases) != before).any(-1)[0].nonzero()
+    reach = 2 * ((context + 1) // 2)
+    assert changed.min() == 15 - reach and changed.max() == 15 + reach
+
+
+def test_two_attentions_over_tokens_are_refused():
+    with pytest.raises(ValueError, match="leave one False"):
+        make(True, over_tokens=True)
 
 
 def test_finecos_keeps_the_same_phrases_at_all_fires():

@@ -2,22 +2,35 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import speechbrain as sb
 import torch
 from conftest import ROOT, epochs, last_checkpoint
+from speechbrain.dataio.batch import PaddedBatch
 
 from cif_lobes.cache import cif_vectors
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.tokens import CharTokenizer
+from cif_lobes.devices.lengths import Lengths
+from cif_lobes.nets.coldec import ColDec
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
-from cif_lobes.training.coldec import VectorSet, draw_phrases
+from cif_lobes.training.coldec import (
+    ColDecBrain,
+    Predictions,
+    VectorSet,
+    draw_phrases,
+    locate_phrases,
+)
+from cif_lobes.training.ledger import Ledger
 
 TINY = {
     "vocab_size": 8,
@@ -32,6 +45,9 @@ TINY = {
     "device_batch_seconds": 10,
     "number_of_epochs": 2,
     "num_lists": 2,
+    "attention_weight": 1.0,
+    "over_tokens": True,
+    "query_context": 4,
     "lr": 3e-3,
     "warmup": 0.1,
     "device": "cpu",
@@ -102,6 +118,10 @@ def test_it_learns(coldec):
     rows = epochs(coldec / "coldec")
     assert rows[-1]["valid"]["loss"] < rows[0]["valid"]["loss"]
     assert rows[-1]["valid"]["accuracy"] > 0.8
+    terms = [row["valid"]["losses"]["attention"]["value"] for row in rows]
+    assert terms[-1] < 0.8 * terms[0]
+    # The right one of some eight phrases and no-bias.
+    assert rows[-1]["valid"]["found"] > 0.3
 
 
 def test_cached_vectors_are_the_recogniser_s(coldec, run, corpus):
@@ -236,11 +256,93 @@ def test_phrases_are_n_grams_of_the_references(tmp_path):
     torch.manual_seed(0)
     seen = set()
     for _ in range(200):
-        phrases, sees = draw_phrases(texts, tokenizer, 1.0, 1)
+        phrases, sees = draw_phrases(texts, tokenizer, 1.0, 1, max_words=3)
         assert sees.all() and sees.shape == (2, len(phrases))
         seen |= {tokenizer.decode(tokens) for tokens in phrases}
     expected = {"the", "cat", "sat", "the cat", "cat sat", "the cat sat"}
     assert seen == expected | {"a", "dog", "a dog"}
+    for _ in range(20):
+        phrases, _ = draw_phrases(texts, tokenizer, 1.0, 1, max_words=1)
+        assert not any(" " in tokenizer.decode(tokens) for tokens in phrases)
+
+
+def test_where_phrases_are_said(tmp_path):
+    """Whole words, the longest phrase of those on the list; the end is in none."""
+    tokenizer, _ = words(tmp_path)
+    texts = ["the cat sat", "a cat cat", "sat"]
+    phrases = [tokenizer.encode(p) for p in ("cat", "the cat", "at", "sat", "a")]
+    sees = torch.ones(3, 5, dtype=torch.bool)
+    sees[2] = False
+    places, offsets = locate_phrases(texts, phrases, sees, tokenizer)
+    assert places.tolist() == [
+        [2, 2, 2, 2, 2, 2, 2, 0, 4, 4, 4, 0],
+        [5, 0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0],
+        [0] * 12,
+    ]
+    assert offsets.tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, 0, 0, 1, 2, 0],
+        [0, 0, 0, 1, 2, 0, 0, 1, 2, 0, 0, 0],
+        [0] * 12,
+    ]
+    assert locate_phrases(texts, [], sees[:, :0], tokenizer)[0].shape == (3, 12)
+    chinese = CharTokenizer(tmp_path / "zh", 12, "zh").fit(["北京上海"])
+    phrases = [chinese.encode(p) for p in ("京上", "海")]
+    places, offsets = locate_phrases(["北京上海"], phrases, sees[:1, :2], chinese)
+    assert places.tolist() == [[0, 1, 1, 2, 0]]
+    assert offsets.tolist() == [[0, 0, 1, 0, 0]]
+
+
+def test_the_loss_is_the_cross_entropy_of_the_attention():
+    """By hand over the real fires; with a weight of 0 it is not there."""
+    scores = torch.tensor([[[0.0, 1.0, -torch.inf], [2.0, 0.0, 1.0]], [[0.0] * 3] * 2])
+    wanted = torch.tensor([[1, 0], [0, 0]])
+    tokens, logits = torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, 5)
+    lengths = Lengths(torch.tensor([2, 1]), torch.tensor([2, 1]))
+    p = Predictions(logits, scores, wanted, 1, tokens, lengths)
+    brain = ColDecBrain.__new__(ColDecBrain)
+    by_weight = {}
+    for weight in (0.0, 1.0, 2.0):
+        brain.hparams = SimpleNamespace(label_smoothing=0.1, attention_weight=weight)
+        brain.ledger = Ledger()
+        by_weight[weight] = brain.compute_objectives(p, None, sb.Stage.VALID).item()
+        assert brain.ledger.counts["found"] == (1, 1)
+    attention = -sum(
+        math.log(math.exp(row[k]) / sum(map(math.exp, row)))
+        for row, k in [([0, 1, -1e9], 1), ([2, 0, 1], 0), ([0, 0, 0], 0)]
+    )
+    assert by_weight[0.0] == pytest.approx(3 * math.log(5), rel=1e-5)
+    for weight in (1.0, 2.0):
+        expected = by_weight[0.0] + weight * attention
+        assert by_weight[weight] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_target_is_the_token_of_the_phrase(tmp_path):
+    """Of all tokens of all phrases, of which some are padding."""
+    tokenizer, _ = words(tmp_path)
+    coldec = ColDec(24, 8, 16, 1, 1, nhead=2, d_ffn=16, over_tokens=True)
+    rows = [
+        {"id": t, "text": t, "vectors": torch.randn(len(t) + 1, 8)}
+        | {"tokens": torch.tensor([*tokenizer.encode(t), tokenizer.eos_index])}
+        for t in ("the cat sat", "a dog")
+    ]
+    brain = ColDecBrain.__new__(ColDecBrain)
+    brain.device, brain.modules = "cpu", SimpleNamespace(coldec=coldec)
+    settings = {"keep_phrase": 1.0, "num_lists": 1, "max_words": 1}
+    brain.hparams = SimpleNamespace(tokenizer=tokenizer, coldec=coldec, **settings)
+    brain.start_scoring()
+    p = brain.compute_forward(PaddedBatch(rows), sb.Stage.VALID)
+    brain.start_scoring()
+    phrases, _ = draw_phrases(
+        [row["text"] for row in rows], tokenizer, 1.0, 1, brain.generator, 1
+    )
+    assert p.width == max(map(len, phrases))
+    assert p.scores.shape[2] == 1 + len(phrases) * p.width
+    spelled = [tokenizer.decode(phrase) for phrase in phrases]
+    for row, wanted in zip(rows, p.wanted.tolist(), strict=True):
+        inside = [k for k in wanted if k]
+        assert inside and (p.scores > -torch.inf)[0, 0, inside].all()
+        said = "".join(spelled[(k - 1) // p.width][(k - 1) % p.width] for k in inside)
+        assert said in row["text"].split()
 
 
 def test_keep_is_a_probability_and_lists_are_apart(tmp_path):
