@@ -1,5 +1,7 @@
 """Recognise speech while it is spoken: audio in as it comes, tokens out as they fire.
 
+`cif-transcribe MODEL --stream` prints them (`cif_lobes.inference.live`).
+
 python -m cif_lobes.inference.stream results/AISHELL-1/cif_mini_streaming/1986 --csv dev.csv
 
 prints the latency of the tokens of a csv: the seconds of audio that had been received
@@ -39,6 +41,8 @@ class StreamedToken(NamedTuple):
     end: float
     emitted: float
     """float: seconds of audio that had been received."""
+    text: str = ""
+    """str: what it adds to the text of the utterance, a space before it included."""
 
     @property
     def latency(self):
@@ -113,6 +117,11 @@ class StreamingRecognizer:
         chunk = self.encoder.chunk_size * self.clock.step
         return chunk + look_ahead / self.sample_rate
 
+    @property
+    def at_pause(self):
+        """bool: whether somebody has spoken and has been silent for a second."""
+        return self.gate.passed > 0 and not self.gate.is_open
+
     def use_hotwords(self, hotwords, weight=1.0):
         """Prefer phrases, from the next utterance on; see `CIFRecognizer.use_hotwords`."""
         tree = load_hotwords(hotwords, self.tokenizer) if hotwords is not None else None
@@ -181,6 +190,7 @@ class StreamingRecognizer:
         indices = s.blank_index, s.bos_index, s.eos_index
         self.path = GreedyPath(*indices, s.eos_threshold, **self.hotwords)
         self.before = self.state = self.held = None
+        self.ids = []
 
     def _tokens(self, fires):
         """One step of the decoder per fire, until the end of sentence."""
@@ -216,10 +226,13 @@ class StreamingRecognizer:
         self.path.follow(tokens[last])
         if self.path.ended:
             return []
-        name = self.tokenizer.decode([tokens[last]])
+        decode, said = self.tokenizer.decode, self.tokenizer.decode(self.ids)
+        self.ids.append(tokens[last])
+        name, text = decode([tokens[last]]), decode(self.ids)[len(said) :]
         emitted = self.gate.received / self.sample_rate
         # The last encoder frame may reach beyond the end of the audio.
-        return [StreamedToken(name, min(start, emitted), min(end, emitted), emitted)]
+        span = min(start, emitted), min(end, emitted)
+        return [StreamedToken(name, *span, emitted, text)]
 
 
 def measure_latency(recognizer, utterances, chunk_ms):
