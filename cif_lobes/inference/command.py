@@ -200,7 +200,8 @@ def transcribe(recognizer, given, options):
             for one, path, found in zip(group, paths, transcripts, strict=True):
                 if found is None:
                     skipped += 1
-                    tqdm.write(skip_message(one.file, faults[path]), file=sys.stderr)
+                    message = skip_message(one.file, faults[path])
+                    tqdm.write(message.replace(path, one.file), file=sys.stderr)
                 elif given.output_dir:
                     write(one, found, given)
                 else:
@@ -215,12 +216,13 @@ def groups(inputs, seconds):
     """Inputs in turn, together as long as a batch; what is piped in is alone."""
     group, length = [], 0.0
     for one in inputs:
-        duration = _seconds(one.file)
-        if group and (length + duration > seconds or one.file == STDIN):
+        # libsndfile, too, reads stdin as -, and what it has read is gone.
+        duration = float("inf") if one.file == STDIN else _seconds(one.file)
+        if group and length + duration > seconds:
             yield group
             group, length = [], 0.0
         group.append(one)
-        length += float("inf") if one.file == STDIN else duration
+        length += duration
     if group:
         yield group
 

@@ -91,11 +91,18 @@ def test_what_is_piped_in(exported, talks, monkeypatch, capsys):
     main([str(exported), "-", str(file)])
     (said,) = texts(exported, [file])
     assert capsys.readouterr().out == f"-\t{said}\n{file}\t{said}\n"
+    with open(file, "rb") as piped:  # by the system, of which libsndfile knows as well
+        command = [sys.executable, "-m", "cif_lobes.inference", exported, "-"]
+        done = subprocess.run(command, stdin=piped, capture_output=True, text=True)
+    assert done.stdout == f"-\t{said}\n", done.stderr
     pipe.buffer = io.BytesIO(b"no audio")
     with pytest.raises(SystemExit, match="1 of 2"):
         main([str(exported), "-", str(file)])
     printed = capsys.readouterr()
-    assert "skipped -: " in printed.err and printed.out == f"{file}\t{said}\n"
+    assert (
+        "skipped -: Error opening '-': " in printed.err
+        and printed.out == f"{file}\t{said}\n"
+    )
 
 
 def test_files_come_out_batch_by_batch(exported, talks, monkeypatch):
