@@ -6,6 +6,10 @@ RUN is the output_folder of a training run, an export, or an ONNX export. Every 
 is recognised as it is, then with digital zeros or white noise before it, behind it, and
 in its quietest place near its middle, then louder and fainter. The noise's RMS is in dB
 of full scale, that of the speech is printed.
+
+The quietest place of speech without pauses is often within a word, the closure of a
+plosive. With --ctm, the true times of the words, silence is also put between the two
+words whose border is nearest to the middle, which is where speakers pause.
 """
 
 import argparse
@@ -24,21 +28,37 @@ from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.inference.windows import find_pause
 
 PLACES = ("before", "behind", "within")
+BETWEEN = "between words"
 NOISE_DB = (None, -60, -40)  # None: digital zeros
 SECONDS = (0.5, 1.0, 5.0)
 GAINS = (0.05, 0.2, 5.0, 20.0)
 
 
-def surround(signal, silence, place, sample_rate):
-    """Put silence [S] before, behind or within signal [samples]."""
+def surround(signal, silence, place, sample_rate, border=None):
+    """Put silence [S] before, behind or within signal [samples], or at a border."""
     first, second = signal, signal[:0]
     if place == "before":
         first, second = second, first
+    if place == BETWEEN:
+        cut = round(border * sample_rate)
+        first, second = signal[:cut], signal[cut:]
     if place == "within":
         third = len(signal) // 3
         cut = third + find_pause(signal[third : 2 * third].numpy(), sample_rate)
         first, second = signal[:cut], signal[cut:]
     return torch.cat([first, silence, second])
+
+
+def read_borders(ctm, rows):
+    """Seconds of the border between words nearest to the middle of each recording."""
+    starts = {}
+    for line in pathlib.Path(ctm).read_text(encoding="utf-8").splitlines():
+        utterance, _, start, *_ = line.split()
+        starts.setdefault(utterance, []).append(float(start))
+    return [
+        min(starts[row.id][1:], key=lambda start: abs(start - row.duration / 2))
+        for row in rows
+    ]
 
 
 def make_silence(seconds, noise_db, sample_rate):
@@ -71,8 +91,8 @@ def open_recognizer(folder):
     return recognize, recognizer.sample_rate, recognizer.tokenizer.language
 
 
-def measure(folder, csv, limit=None):
-    """Error rates in %.
+def measure(folder, csv, limit=None, ctm=None):
+    """Error rates in %, of recordings of at least two words if there is a ctm.
 
     Returns
     -------
@@ -86,6 +106,8 @@ def measure(folder, csv, limit=None):
     recognize, sample_rate, language = open_recognizer(folder)
     unit = "char" if language == "zh" else "word"
     rows = read_manifest(csv)[:limit]
+    borders = read_borders(ctm, rows) if ctm else [None] * len(rows)
+    places = (*PLACES, BETWEEN) if ctm else PLACES
     signals = [read_audio(row.wav, sample_rate) for row in rows]
     texts = [normalize(row.wrd, language) for row in rows]
 
@@ -96,9 +118,12 @@ def measure(folder, csv, limit=None):
         return errors.summary()["error_rate"]
 
     rates = {"as it is": rate(signals)}
-    for noise_db, seconds, place in itertools.product(NOISE_DB, SECONDS, PLACES):
+    for noise_db, seconds, place in itertools.product(NOISE_DB, SECONDS, places):
         silence = make_silence(seconds, noise_db, sample_rate)
-        changed = [surround(s, silence, place, sample_rate) for s in signals]
+        changed = [
+            surround(signal, silence, place, sample_rate, border)
+            for signal, border in zip(signals, borders, strict=True)
+        ]
         rates[noise_db, seconds, place] = rate(changed)
     for gain in GAINS:
         rates[gain] = rate([gain * signal for signal in signals])
@@ -109,19 +134,23 @@ def measure(folder, csv, limit=None):
 def table(unit, level, rates, title):
     """Markdown."""
     plain = rates["as it is"]
+    places = [*PLACES, BETWEEN] if (None, 1.0, BETWEEN) in rates else PLACES
     lines = [
         f"{title}: {NAMES[unit]} {plain:.1f} % as they are, speech of {level:.0f} dB.",
         "",
-        "| silence | seconds | " + " | ".join(PLACES) + " |",
-        "|---|---|---|---|---|",
+        "| silence | seconds | " + " | ".join(places) + " |",
+        "|---|---|" + "---|" * len(places),
     ]
     for noise_db, seconds in itertools.product(NOISE_DB, SECONDS):
         name = "zeros" if noise_db is None else f"noise, {noise_db} dB"
-        found = [f"{rates[noise_db, seconds, place]:.1f}" for place in PLACES]
+        found = [f"{rates[noise_db, seconds, place]:.1f}" for place in places]
         lines.append(f"| {name} | {seconds:g} | {' | '.join(found)} |")
     levels = ", ".join(f"{rates[gain]:.1f} at x {gain:g}" for gain in GAINS)
-    worst = max(rates.values()) - plain
-    lines += ["", f"Other levels: {levels}. At worst {worst:.1f} points more.", ""]
+    lines += ["", f"Other levels: {levels}. At worst, points more:"]
+    for place in places:
+        worst = max(rates[n, s, place] for n, s in itertools.product(NOISE_DB, SECONDS))
+        lines.append(f"- {place}: {worst - plain:+.1f}")
+    lines.append("")
     return "\n".join(lines)
 
 
@@ -133,10 +162,14 @@ def main(argv=None):
     add("model", help="run folder, export or ONNX export")
     add("--csv", required=True, help="recordings (ID, wav, wrd)")
     add("--limit", type=int, help="how many of them, from the first on (default: all)")
+    add(
+        "--ctm",
+        help="true times of their words (utterance, channel, start, length, word)",
+    )
     add("--out", help="markdown file (default: print)")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    measured = measure(given.model, given.csv, given.limit)
+    measured = measure(given.model, given.csv, given.limit, given.ctm)
     count = len(read_manifest(given.csv)[: given.limit])
     title = f"{count} recordings of {pathlib.Path(given.csv).stem}"
     text = table(*measured, title)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
@@ -73,10 +74,26 @@ class Page:
         return message
 
     def open(self, path):
-        """Load a file and wait for it."""
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        """Load a file, or a str's address, and wait for it."""
+        url = path if isinstance(path, str) else path.resolve().as_uri()
+        self.call("Page.navigate", url=url)
         while self._next().get("method") != "Page.loadEventFired":
             pass
+
+    def choose(self, selector, path):
+        """Give a file to an input of the page."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        assert node, f"no {selector}"
+        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+
+    def wait(self, expression, seconds=60):
+        """Until a JavaScript expression is true; its value."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(expression)):
+            assert time.monotonic() < end, f"not within {seconds} s: {expression}"
+            time.sleep(0.1)
+        return value
 
     def run(self, expression):
         """The value of a JavaScript expression, awaited; a user has just clicked."""
@@ -101,7 +118,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(chromium):
+def browser(chromium, *flags):
     """A `Page` in a Chromium of its own, which ends with the block."""
     to_child, commands = os.pipe()
     answers, from_child = os.pipe()
@@ -109,7 +126,7 @@ def browser(chromium):
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # The pipe is the child's file descriptors 3 and 4. Not sh: dash has no more than 9.
         script = f'exec "$@" 3<&{to_child} 4>&{from_child}'
-        words = ["bash", "-c", script, "-", chromium, *FLAGS]
+        words = ["bash", "-c", script, "-", chromium, *FLAGS, *flags]
         words.append(f"--user-data-dir={profile}")
         process = subprocess.Popen(
             words,

@@ -77,6 +77,7 @@ LIGHT = {
     "losses.contrastive": TORCH,
     "losses.regression": TORCH,
     "losses.multi_teacher": TORCH,
+    "nets.bert_decoder": TORCH,
     "nets.fithubert": TORCH,
     "nets.features": {"torch", "speechbrain"},
     "nets.encoder": {"torch", "speechbrain"},
@@ -86,6 +87,7 @@ LIGHT = {
 }
 TRANSFORMERS = {
     "teachers.text",
+    "nets.bert_weights",
     "nets.pretrained",
     "decoding.rescoring",
     "nets.speech_llm",

@@ -9,14 +9,13 @@ import sys
 
 import numpy as np
 import soundfile
-import torch
 
-from cif_lobes.data.batches import resample
 from cif_lobes.inference.command import skip_message
 from cif_lobes.inference.export import find_parameters
 from cif_lobes.inference.inputs import STDIN
 from cif_lobes.inference.recordings import read_blocks
 from cif_lobes.inference.stream import StreamingRecognizer
+from cif_lobes.inference.stream_resampler import StreamResampler
 
 CHUNK = 0.04  # seconds that are heard at once
 MAX_UTTERANCE = 60.0  # seconds
@@ -71,21 +70,20 @@ def print_stream(recognizer, chunks):
     recognizer : StreamingRecognizer
     chunks : iterable of numpy.ndarray, [samples], float32
     """
-    has_text, rate = False, recognizer.sample_rate
+    shown, rate = "", recognizer.sample_rate
 
     def show(tokens, end=""):
-        nonlocal has_text
-        text = "".join(token.text for token in tokens)
-        has_text = has_text or bool(text)
-        if text or (end and has_text):
-            print(text, end=end if has_text else "", flush=True)
+        nonlocal shown
+        text = tokens[-1].text if tokens else shown
+        if text != shown or (end and shown):
+            print(text[len(shown) :], end=end, flush=True)
+        shown = "" if end else text
 
     try:
         for chunk in chunks:
             show(recognizer.push(chunk))
             if recognizer.at_pause or recognizer.gate.passed > MAX_UTTERANCE * rate:
                 show(recognizer.finish(), "\n")
-                has_text = False
     finally:
         # What has been said before a fault, or before Ctrl-C, is not lost.
         show(recognizer.finish(), "\n")
@@ -93,9 +91,16 @@ def print_stream(recognizer, chunks):
 
 def file_chunks(path, rate, channel=None):
     """A file as chunks at the rate of the model; see `recordings.read_blocks`."""
-    signal = np.concatenate(list(read_blocks(path, channel)))
-    found = resample(torch.tensor(signal), soundfile.info(path).samplerate, rate)
-    return (chunk.numpy() for chunk in found.split(round(CHUNK * rate)))
+    resampler = StreamResampler(soundfile.info(path).samplerate, rate)
+    for block in read_blocks(path, channel):
+        yield from _chunks(resampler.push(block), rate)
+    yield from _chunks(resampler.finish(), rate)
+
+
+def _chunks(samples, rate):
+    """Samples as from a microphone."""
+    size = round(CHUNK * rate)
+    return (samples[i : i + size] for i in range(0, len(samples), size))
 
 
 def raw_samples(pipe, rate):

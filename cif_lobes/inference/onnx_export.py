@@ -162,8 +162,8 @@ def export_onnx(
     if not decoder.autoregressive or not isinstance(fire.features, LogMel):
         raise ValueError(
             f"{run_folder}: ONNX is for log-mel features and a decoder with previous "
-            "tokens, not for a frozen student or autoregressive: False. Use --format "
-            "speechbrain"
+            "tokens, not for pretrained ears, a frozen student, a BERTDecoder or "
+            "autoregressive: False. Use --format speechbrain"
         )
     with new_folder(out_folder) as folder:
         _write_graphs(hparams, folder)

@@ -41,8 +41,8 @@ class StreamedToken(NamedTuple):
     end: float
     emitted: float
     """float: seconds of audio that had been received."""
-    text: str = ""
-    """str: what it adds to the text of the utterance, a space before it included."""
+    text: str
+    """str: all of the utterance so far, with its spaces."""
 
     @property
     def latency(self):
@@ -76,7 +76,7 @@ class StreamingRecognizer:
     >>> recognizer = StreamingRecognizer.from_run("results/x")  # doctest: +SKIP
     >>> for chunk in microphone:  # doctest: +SKIP
     ...     for token in recognizer.push(chunk):
-    ...         print(token.token, end="", flush=True)
+    ...         print(token.text, end="\\r", flush=True)
     >>> rest = recognizer.finish()  # doctest: +SKIP
     """
 
@@ -89,8 +89,8 @@ class StreamingRecognizer:
         self.fire = hparams["modules"]["encoder"]
         if not self.searcher.decoder.autoregressive:
             raise ValueError(
-                "a decoder with autoregressive: False waits for the end of the utterance, "
-                "a stream has none: train one with previous tokens"
+                "a BERTDecoder, or one with autoregressive: False, waits for the end of the "
+                "utterance, a stream has none: train one with previous tokens"
             )
         self.clock = frame_clock(
             self.fire.features, self.fire.encoder, self.sample_rate
@@ -190,7 +190,7 @@ class StreamingRecognizer:
         indices = s.blank_index, s.bos_index, s.eos_index
         self.path = GreedyPath(*indices, s.eos_threshold, **self.hotwords)
         self.before = self.state = self.held = None
-        self.ids = []
+        self.ids = []  # so far
 
     def _tokens(self, fires):
         """One step of the decoder per fire, until the end of sentence."""
@@ -226,13 +226,12 @@ class StreamingRecognizer:
         self.path.follow(tokens[last])
         if self.path.ended:
             return []
-        decode, said = self.tokenizer.decode, self.tokenizer.decode(self.ids)
         self.ids.append(tokens[last])
-        name, text = decode([tokens[last]]), decode(self.ids)[len(said) :]
+        name, text = (self.tokenizer.decode(ids) for ids in (self.ids[-1:], self.ids))
         emitted = self.gate.received / self.sample_rate
         # The last encoder frame may reach beyond the end of the audio.
-        span = min(start, emitted), min(end, emitted)
-        return [StreamedToken(name, *span, emitted, text)]
+        start, end = min(start, emitted), min(end, emitted)
+        return [StreamedToken(name, start, end, emitted, text)]
 
 
 def measure_latency(recognizer, utterances, chunk_ms):

@@ -93,20 +93,7 @@ class ConvFrontEnd(nn.Module):
         return self._shorten(x_lengths).clamp(min=1)
 
     def forward(self, x, x_lengths):
-        """Shorten and project a padded batch.
-
-        Arguments
-        ---------
-        x : torch.Tensor, [B, T, F]
-            Features.
-        x_lengths : torch.Tensor, [B], int64
-            Frames of each utterance.
-
-        Returns
-        -------
-        x : torch.Tensor, [B, T', D]
-        x_lengths : torch.Tensor, [B], int64
-        """
+        """Frames [B, T', D] of features x [B, T, F], and their lengths [B]."""
         # Zeros beyond the end, and enough of them for one output frame: an utterance
         # shorter than the receptive field reads the same padding alone and in a batch.
         x = x.masked_fill(padding_mask_of(x, x_lengths).unsqueeze(-1), 0.0)

@@ -218,21 +218,9 @@ class LogMel(nn.Module):
         return lengths // self.hop + 1
 
     def forward(self, signal, lengths):
-        """Features of a padded batch.
+        """Features [B, T, F] of signals [B, samples], and their lengths [B].
 
-        Arguments
-        ---------
-        signal : torch.Tensor, [B, samples], float32
-            Waveforms, zero beyond the end of each.
-        lengths : torch.Tensor, [B], int64
-            Samples of each waveform.
-
-        Returns
-        -------
-        x : torch.Tensor, [B, T, F]
-            Frame i is centred at sample i * hop.
-        x_lengths : torch.Tensor, [B], int64
-            Frames of each utterance.
+        Frame i is centred at sample i * hop. See the contract in `cif_lobes.nets`.
         """
         x = self.fbank(nn.functional.pad(signal, (self.window // 2, self.window // 2)))
         x_lengths = self.output_lengths(lengths)

@@ -233,21 +233,10 @@ class FitHuBERT(nn.Module):
         return (self.frontend.output_lengths(lengths) + 1) // 2
 
     def forward(self, signal, lengths):
-        """States of the last layer.
+        """States [B, T, D] of the last layer, of signals [B, samples], and their lengths [B].
 
-        Arguments
-        ---------
-        signal : torch.Tensor, [B, samples], float32
-            Waveforms, zero beyond the end of each.
-        lengths : torch.Tensor, [B], int64
-            Samples of each waveform.
-
-        Returns
-        -------
-        x : torch.Tensor, [B, T, D]
-            Frames of 40 ms, zero beyond the end of each utterance.
-        x_lengths : torch.Tensor, [B], int64
-            Frames of each utterance.
+        Frames of 40 ms, zero beyond the end of each utterance. See the contract in
+        `cif_lobes.nets`.
         """
         x_lengths = self.output_lengths(lengths)
         return _zero_padding(

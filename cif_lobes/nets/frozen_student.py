@@ -141,21 +141,10 @@ class FrozenStudent(nn.Module):
         return self.student.output_lengths(lengths)
 
     def forward(self, signal, lengths):
-        """States of a padded batch.
+        """States [B, T, D] of signals [B, samples], and their lengths [B].
 
-        Arguments
-        ---------
-        signal : torch.Tensor, [B, samples], float32
-            Waveforms, zero beyond the end of each.
-        lengths : torch.Tensor, [B], int64
-            Samples of each waveform.
-
-        Returns
-        -------
-        x : torch.Tensor, [B, T, D]
-            Frames of 40 ms; anything beyond the end of an utterance.
-        x_lengths : torch.Tensor, [B], int64
-            Frames of each utterance.
+        Frames of 40 ms; anything beyond the end of an utterance. See the contract in
+        `cif_lobes.nets`.
         """
         with torch.no_grad():
             x = self.student.layer_outputs(signal, lengths)

@@ -11,6 +11,7 @@ from cif_lobes.data.batches import (
 )
 from cif_lobes.devices.processes import check_device
 from cif_lobes.nets.kept_ears import open_ears
+from cif_lobes.runs.bert import begin_with_bert
 from cif_lobes.runs.ears import open_cache
 from cif_lobes.runs.init_from import start_from
 from cif_lobes.runs.stages import (
@@ -66,9 +67,11 @@ def run(hparams_file, run_opts, overrides, prepare):
         )
         for name, path in manifests.items()
     }
-    brain = make_brain(hparams, run_opts)
     # A run that goes on has checkpoints of its own.
     begins = learning and not hparams["checkpointer"].list_checkpoints()
+    if learning:
+        begin_with_bert(hparams, begins)
+    brain = make_brain(hparams, run_opts)
     if begins and hparams.get("init_from"):
         start_from(hparams["model"], hparams["init_from"], tokenizer)
     return train_and_score(brain, hparams_file, hparams, datasets)

@@ -18,7 +18,8 @@ def start_from(model, run, tokenizer):
 
     Encoder and CIF must fit. Decoder and CTC head are taken along if both runs have the
     same vocabulary; else they learn anew, as the heads of a teacher always do. So do
-    features of another kind: an offline recogniser can become one for streams.
+    features or a decoder of another kind: an offline recogniser can become one for
+    streams, and one that reads its tokens can get a BERT for it.
 
     Arguments
     ---------
@@ -49,12 +50,17 @@ def start_from(model, run, tokenizer):
     fresh |= {"ctc_head"} - (there & set(model))
     if _unlike(model.state_dict(), parameters, {"features"}):
         fresh |= {"features"}
+    # Of two kinds no weight has the same name.
+    decoder = {n for n in parameters if n.startswith("decoder.")}
+    if not decoder & model.state_dict().keys():
+        fresh |= {"decoder"}
     for name, value in model.named_parameters():
         frozen = not value.requires_grad and name.split(".")[0] not in fresh
         if frozen and name in parameters and not torch.equal(value, parameters[name]):
             raise ValueError(
                 f"init_from {run}: {name} is frozen and another than that run's: its "
-                "recogniser was trained on another student. Give the same student_run"
+                "recogniser was trained on another student or BERT. Give the same "
+                "student_run, or bert"
             )
     taken = take_parameters(model, parameters, fresh, f"init_from {run}")
     anew = sorted(set(model) - taken)

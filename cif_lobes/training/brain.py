@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.devices.precision import set_tf32
 from cif_lobes.devices.processes import rank_and_processes, share_batches
+from cif_lobes.training.compiled import check_options, compile_layers, use_compiled
 from cif_lobes.training.ledger import Ledger
 from cif_lobes.training.nonfinite import NonFinite
 from cif_lobes.training.unusable import gather_unusable, note_unusable
@@ -65,12 +66,7 @@ class TrainingBrain(sb.Brain):
         hparams = {"nonfinite_patience": 5, **(hparams or {})}
         super().__init__(modules, opt_class, hparams, run_opts, **kw)
         self.updates_in_epoch = 0
-        for option in ("compile", "compile_module_keys", "jit", "jit_module_keys"):
-            if getattr(self, option):
-                raise ValueError(
-                    f"--{option}: SpeechBrain's way to compile does not work for these "
-                    "networks, whose batches all have other lengths. Leave it out"
-                )
+        check_options(self)
         if self.grad_accumulation_factor != 1:
             raise ValueError(
                 f"grad_accumulation_factor is {self.grad_accumulation_factor}: it follows "
@@ -194,9 +190,16 @@ class TrainingBrain(sb.Brain):
 
     # --- stages ---
 
+    def _compile(self):
+        """--compile, in place of SpeechBrain's way, which does not work for these."""
+        if self.compile:
+            compile_layers(self.modules, self.compile_module_keys, self.compile_mode)
+
     def on_stage_start(self, stage, epoch=None):
-        """Fresh figures for a stage; TF32 in training only."""
+        """Fresh figures; TF32 and compiled layers in training only."""
         set_tf32(stage == sb.Stage.TRAIN and self.hparams.tf32)
+        if self.compile:
+            use_compiled(stage == sb.Stage.TRAIN)
         self.epoch, self.unusable = epoch, []
         if stage == sb.Stage.TRAIN:
             self.train_sampler.set_epoch(epoch)

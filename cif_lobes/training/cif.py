@@ -11,6 +11,7 @@ from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.devices.lengths import Lengths
 from cif_lobes.losses.distillation import TokenStates
 from cif_lobes.losses.recognition import ctc_loss, label_smoothed_ce, quantity_loss
+from cif_lobes.nets.bert_decoder import BERTDecoder
 from cif_lobes.training.recognizer import RecognizerBrain
 
 
@@ -31,8 +32,16 @@ class CIFBrain(RecognizerBrain):
 
     Reads from the yaml, besides `modules` and what `RecognizerBrain` reads: `ctc_weight`,
     `quantity_weight`, `label_smoothing`, `searcher` for validation; optionally
-    `test_searcher`.
+    `test_searcher`, and of a `BERTDecoder` `bert_lr`, `bert_trained_from`.
     """
+
+    def init_optimizers(self):
+        """A decoder's BERT, if it learns, has a learning rate of its own."""
+        super().init_optimizers()
+        hp, decoder = self.hparams, self.option("decoder")
+        if isinstance(decoder, BERTDecoder) and decoder.bert_parameters():
+            parameters = decoder.bert_parameters()
+            self.learn_apart(parameters, hp.bert_lr, hp.bert_trained_from)
 
     def compute_forward(self, batch, stage):
         """Encode, fire and decode with the true tokens; see `Predictions`."""
@@ -43,10 +52,21 @@ class CIFBrain(RecognizerBrain):
         fired = self.modules.cif(encoded, x_lengths.on_device, lengths)
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = self.hparams.tokenizer.bos_index
+        if stage == sb.Stage.TRAIN:
+            self._pace_bert()
         logits, states = self.modules.decoder(fired.embeddings, previous, lengths)
         return Predictions(
             encoded, x_lengths, fired, logits, states, tokens, token_lengths
         )
+
+    def _pace_bert(self):
+        """How far the training is decides what a decoder's BERT is shown, and whether it
+        learns."""
+        decoder = self.option("decoder")
+        if isinstance(decoder, BERTDecoder):
+            updates = self.train_sampler.num_updates * self.hparams.number_of_epochs
+            decoder.progress = self.optimizer_step / updates
+            decoder.learning = self.optimizer_step >= self.hparams.bert_trained_from
 
     def compute_objectives(self, predictions, batch, stage):
         """Weighted sum of the losses over the batch; keeps the ledger."""

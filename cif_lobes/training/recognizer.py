@@ -89,18 +89,17 @@ class RecognizerBrain(TrainingBrain):
         """Layers of pretrained ears that are trained have a learning rate of their own."""
         super().init_optimizers()
         top = getattr(self.hparams.features, "top", None)
-        if top is None:
-            return
-        theirs, (first,) = (
-            {id(p) for p in top.parameters()},
-            self.optimizer.param_groups,
-        )
-        moved = [p for p in first["params"] if id(p) in theirs]
+        if top is not None:
+            hp = self.hparams
+            self.learn_apart([*top.parameters()], hp.ears_lr, hp.ears_trained_from)
+
+    def learn_apart(self, parameters, lr, begin):
+        """Give some parameters a peak learning rate of their own, from an update on."""
+        theirs, first = {id(p) for p in parameters}, self.optimizer.param_groups[0]
         first["params"] = [p for p in first["params"] if id(p) not in theirs]
-        share = self.hparams.ears_lr / self.hparams.lr
-        begin = self.hparams.ears_trained_from
+        share = lr / self.hparams.lr
         self.optimizer.add_param_group(
-            {"params": moved, "lr_share": share, "begin": begin}
+            {"params": parameters, "lr_share": share, "begin": begin}
         )
 
     def output_lengths(self, samples):

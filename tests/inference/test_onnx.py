@@ -210,7 +210,7 @@ def test_networks_without_a_graph_are_refused_before_anything_is_written(
     monkeypatch.setattr(
         "cif_lobes.inference.onnx_export.open_run", lambda *_, **__: hparams
     )
-    with pytest.raises(ValueError, match="not for a frozen student or autoregressive"):
+    with pytest.raises(ValueError, match="a BERTDecoder or autoregressive: False"):
         export_onnx(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="waits for the end of the utterance"):

@@ -7,6 +7,7 @@ import torch
 from conftest import last_checkpoint, tiny_arguments, train
 from hyperpyyaml import load_hyperpyyaml
 from tiny_asr import make_run
+from tiny_bert import make_decoder
 
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.nets.features import LogMel
@@ -71,6 +72,14 @@ def test_features_of_another_kind_count_anew(trained, network):
     before = copy_of(model)
     start_from(model, trained, tokenizer)
     assert changed(model, before) == {"encoder", "cif", "decoder", "ctc_head"}
+
+
+def test_a_decoder_of_another_kind_learns_anew(trained, network):
+    model, tokenizer = network
+    model["decoder"] = make_decoder()
+    before = copy_of(model)
+    start_from(model, trained, tokenizer)
+    assert changed(model, before) == {"encoder", "cif", "ctc_head"}
 
 
 def test_another_network_is_refused(trained, network):

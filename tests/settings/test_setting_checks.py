@@ -40,6 +40,7 @@ def test_every_number_and_choice_has_a_limit(path):
                 "skip_prep",
                 "tokenizer_folder",
                 "ears",
+                "bert",
             )
             assert words or find_fault(setting, "nonsense"), setting
 

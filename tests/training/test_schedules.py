@@ -1,9 +1,13 @@
 """Learning rates in shares of the training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from speechbrain.nnet.schedulers import TriStageLRSchedule
+from tiny_bert import make_decoder
 
+from cif_lobes.training.cif import CIFBrain
 from cif_lobes.training.schedules import RiseAndFall, TriStage
 
 
@@ -39,3 +43,26 @@ def test_what_is_no_share_is_refused(shares):
     if shares[0] != 0.7:
         with pytest.raises(ValueError, match="warmup is"):
             RiseAndFall(1.0, shares[0])
+
+
+def test_a_bert_is_paced_by_updates():
+    """What it is shown follows from their share, when it learns from their number."""
+    decoder = make_decoder(true_share=(0.9, 0.1), falls=(0.0, 0.5))
+    brain = SimpleNamespace(
+        option={"decoder": decoder}.get,
+        train_sampler=SimpleNamespace(num_updates=10),
+        hparams=SimpleNamespace(number_of_epochs=2, bert_trained_from=5),
+    )
+    paces = []
+    for brain.optimizer_step in (0, 4, 5, 10, 19):
+        CIFBrain._pace_bert(brain)
+        paces.append((round(decoder.share_now(), 3), decoder.learning))
+    assert paces == [
+        (0.9, False),
+        (0.58, False),
+        (0.5, True),
+        (0.1, True),
+        (0.1, True),
+    ]
+    brain.option = {}.get
+    CIFBrain._pace_bert(brain)  # of another decoder nothing is said

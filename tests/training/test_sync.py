@@ -115,18 +115,6 @@ def test_no_buffer_is_broadcast_before_a_forward(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option",
-    [{"compile": True}, {"compile_module_keys": ["encoder"]}, {"jit": True}],
-)
-def test_compilation_is_refused(tmp_path, option):
-    """Before anything runs, and not by what SpeechBrain would fail with."""
-    brain = make_brain(tmp_path)
-    arguments = dict(brain.modules), torch.optim.SGD, vars(brain.hparams)
-    with pytest.raises(ValueError, match=f"--{next(iter(option))}: SpeechBrain's way"):
-        CIFBrain(*arguments, {"device": "cpu", **option})
-
-
-@pytest.mark.parametrize(
     "wait",
     [
         lambda x, mask: x.sum().item(),

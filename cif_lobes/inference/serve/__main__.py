@@ -1,0 +1,78 @@
+"""Listen on a page and at POST /transcribe, with a run, an export or an ONNX export.
+
+python -m cif_lobes.inference.serve results/AISHELL-1/cif/1986
+
+Then open http://127.0.0.1:7860, or: curl -F file=@a.wav http://127.0.0.1:7860/transcribe
+Nobody else reaches it unless --host says so: there is no password and no encryption.
+"""
+
+import sys
+
+from cif_lobes.settings.checks import option_type
+from cif_lobes.settings.program import Parser, run_program
+
+
+def parse_arguments(argv):
+    """The command line."""
+    parser = Parser("python -m cif_lobes.inference.serve", description=__doc__)
+    add = parser.add_argument
+    add("model", help="output_folder of a training run, an export or an ONNX export")
+    add(
+        "--host", default="127.0.0.1", help="address (default: 127.0.0.1, this machine)"
+    )
+    add("--port", type=option_type(7860, "port"), default=7860, help="default: 7860")
+    add("--beam", type=option_type(10, "how many"), help="hypotheses kept")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add(
+        "--max_minutes",
+        type=option_type(60.0, "minutes"),
+        default=60.0,
+        help="of a recording (default: 60)",
+    )
+    add(
+        "--max_megabytes",
+        type=option_type(200.0, "megabytes"),
+        default=200.0,
+        help="of an upload (default: 200)",
+    )
+    add(
+        "--max_waiting",
+        type=option_type(100, "how many"),
+        default=100,
+        help="recordings in the queue (default: 100)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Serve until Ctrl-C."""
+    given = parse_arguments(argv)
+    try:
+        import uvicorn
+
+        from cif_lobes.inference.serve.api import make_app
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is missing: pip install 'cif-lobes[serve]'")
+    from cif_lobes.inference.serve.worker import Worker, open_recognizer
+
+    recognizer, make_stream = open_recognizer(given.model, given.device, given.beam)
+    worker = Worker(recognizer, given.max_waiting, given.max_minutes)
+    app = make_app(worker, given.max_megabytes)
+    try:
+        from cif_lobes.inference.serve.page import add_page
+
+        app = add_page(app, worker, make_stream)
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        print(
+            "POST /transcribe only: the page needs gradio, "
+            "pip install 'cif-lobes[serve]'",
+            file=sys.stderr,
+        )
+    print(f"http://{given.host}:{given.port}", flush=True)
+    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    run_program(main)
