@@ -1,5 +1,6 @@
 """Recordings that cannot be recognised, for docs/errors.md."""
 
+import io
 import sys
 from unittest import mock
 
@@ -9,7 +10,10 @@ from safetensors.numpy import save_file
 
 from cif_lobes.data.batches import read_audio
 from cif_lobes.decoding.hotwords import read_hotwords
+from cif_lobes.inference.command import check_installed
 from cif_lobes.inference.export import use_parameters
+from cif_lobes.inference.inputs import Input, check_names, find_inputs
+from cif_lobes.inference.live import microphone, raw_samples
 from cif_lobes.inference.onnx import OnnxRecognizer, open_tokenizer
 from cif_lobes.inference.recordings import read_blocks, waveform_blocks
 from cif_lobes.inference.vad import WebRtcVad
@@ -54,6 +58,26 @@ def _no_detector(folder):
         WebRtcVad()
 
 
+def _no_sounddevice(folder):
+    with mock.patch.dict(sys.modules, {"sounddevice": None}):
+        next(microphone(16000))
+
+
+def _no_onnx(folder):
+    with mock.patch("importlib.util.find_spec", lambda name: None):
+        check_installed("--format onnx", "onnx", "onnxscript", "onnxruntime")
+
+
+def _same_names(folder):
+    inputs = [Input("monday/talk.wav", "talk"), Input("friday/talk.wav", "talk")]
+    check_names(inputs, "texts")
+
+
+def _empty_folder(folder):
+    (folder / "talks").mkdir()
+    find_inputs([str(folder / "talks")])
+
+
 OPPOSITE = np.stack([np.sin(np.arange(16000)), -np.sin(np.arange(16000))], axis=1)
 
 CASES = {
@@ -67,6 +91,13 @@ CASES = {
     "an ogg that breaks off": _cut_ogg,
     "`max_seconds=0.5`": lambda folder: check_longest(0.5),
     "`--vad` without the package": _no_detector,
+    "`--microphone` without the package": _no_sounddevice,
+    "a wav file for `--stream` as raw samples": lambda f: next(
+        raw_samples(io.BytesIO(b"RIFF"), 16000)
+    ),
+    "a folder without audio": _empty_folder,
+    "transcripts that would overwrite each other": _same_names,
+    "an export to ONNX without the packages": _no_onnx,
     "no ONNX export": OnnxRecognizer,
     "hotwords for an ONNX export of before": lambda f: open_tokenizer(
         f / "my_onnx", {}

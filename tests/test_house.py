@@ -59,7 +59,9 @@ LIGHT = {
     "inference.recordings": WAVES,
     "inference.windows": WAVES,
     "inference.vad": {"webrtcvad", "numpy"},
-    "inference.command": {"tqdm"},
+    "inference.command": {"soundfile", "tqdm"},
+    "inference.formats": set(),
+    "inference.inputs": set(),
     "decoding.greedy": {"numpy"},
     "decoding.hotwords": {"numpy"},
     "teachers.alignment": set(),
@@ -153,7 +155,7 @@ def start(modules, absent):
 
 @pytest.mark.parametrize(
     "module",
-    "settings.cli data.manifest data.text inference.onnx commands.evaluate "
+    "settings.cli data.manifest data.text inference.onnx inference.command commands.evaluate "
     "commands.extract".split(),
 )
 def test_these_start_without_torch(module):

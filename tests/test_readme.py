@@ -128,6 +128,8 @@ def in_place(command, place):
     words = [str(ROOT / w) if (ROOT / w).is_file() else w for w in words]
     if words[0] == "python":
         words[0] = sys.executable
+    elif words[0] == "cif-transcribe":
+        words[:1] = [sys.executable, "-m", "cif_lobes.inference"]
     elif words[0] == "torchrun":
         words[:1] = [sys.executable, "-m", "torch.distributed.run"]
         words += ["--distributed_backend", "gloo"]

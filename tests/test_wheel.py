@@ -22,7 +22,11 @@ names = ["cif_lobes"]
 names += [m.name for m in pkgutil.walk_packages(cif_lobes.__path__, "cif_lobes.")]
 for name in names:
     if not name.endswith("__main__"):
-        module = importlib.import_module(name)
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            assert error.name == "gradio", error  # not even make setup installs it
+            continue
         assert home in pathlib.Path(module.__file__).parents, module.__file__
 print(len(names))
 """
@@ -102,7 +106,7 @@ def test_every_module_of_the_wheel_is_imported_in_a_fresh_environment(fresh, tmp
 
 
 HELPS = {
-    "cif-transcribe": ("usage: cif-transcribe ", "audio files"),
+    "cif-transcribe": ("usage: cif-transcribe ", "--output_dir"),
     "cif-evaluate": ("usage: cif-evaluate ", "--swept"),
     "cif-extract": (
         "usage: cif-extract HPARAMS.yaml ",

@@ -32,10 +32,12 @@ HEAD = """\
 |---|---|---|---|---|---|---:|---:|"""
 # One trains, exports and recognises.
 TESTS = ["tests/cif", "tests/nets/test_network.py", "tests/inference/test_export.py"]
+# All that needs no extra.
 IMPORT_ALL = """
 import importlib, pkgutil, speechbrain, cif_lobes
 for module in pkgutil.walk_packages(cif_lobes.__path__, "cif_lobes."):
-    if not module.name.endswith(("__main__", "inference.onnx")):  # that needs [onnx]
+    extra = any(room in module.name for room in ("inference.onnx", "inference.serve"))
+    if not extra and not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 import torch, torchaudio
 print(torch.__version__, torchaudio.__version__, speechbrain.__version__, sep="/")

@@ -285,9 +285,12 @@ def export(argv):
     names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}
     decoding = {name: chosen[n] for name, n in names.items() if n in chosen}
     if given.format == "onnx":
+        from cif_lobes.inference.command import check_installed
+
+        check_installed("--format onnx", "onnx", "onnxscript", "onnxruntime")
         from cif_lobes.inference.onnx_export import export_onnx as write
 
-        usage = f"python -m cif_lobes.inference.onnx {given.out} speech.wav"
+        usage = f"cif-transcribe {given.out} speech.wav"
     else:
         from cif_lobes.inference.export import export_run as write
 

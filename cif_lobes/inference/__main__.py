@@ -1,5 +1,5 @@
 """python -m cif_lobes.inference: recognise recordings."""
 
-from cif_lobes.inference.recognizer import program
+from cif_lobes.inference.command import program
 
 program()

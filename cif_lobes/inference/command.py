@@ -1,45 +1,67 @@
-"""The command line of the recognisers: files in, transcripts out."""
+"""`cif-transcribe`: recordings in, transcripts out.
 
+cif-transcribe my_model talks/ 'more/*.flac' --output_dir texts --format all
+ffmpeg -i film.mkv -f wav - | cif-transcribe my_model -
+cif-transcribe my_streaming_model --microphone
+
+Any format that libsndfile reads, any rate, number of channels and length, by a run, its
+export, or its ONNX export (without PyTorch). What cannot be read is reported and skipped,
+and the exit status is then 1.
+"""
+
+import argparse
+import importlib.util
 import pathlib
 import sys
 
+import soundfile
 from tqdm import tqdm
 
-from cif_lobes.inference.transcript import FORMATS
+from cif_lobes.inference.formats import FORMATS, as_row
+from cif_lobes.inference.inputs import STDIN, check_names, find_inputs, readable
 from cif_lobes.inference.vad import WebRtcVad
 from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import Parser, installed_name
+from cif_lobes.settings.program import Parser, installed_name, run_program
+from cif_lobes.storage.atomic_files import write_atomically
+
+ONE = {"srt", "vtt", "tsv"}  # not to be printed one below the other
 
 
-def command_line(name):
-    """The options that all have.
-
-    Arguments
-    ---------
-    name : str
-        Of the program.
-
-    Returns
-    -------
-    cif_lobes.settings.program.Parser
-        To be read by `read_command`.
-    """
-    parser = Parser(installed_name(name), description="Recognise recordings.")
-    add = parser.add_argument
+def command_line():
+    """The options, as a cif_lobes.settings.program.Parser; see `read_command`."""
+    parser = Parser(
+        installed_name("python -m cif_lobes.inference"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, count = parser.add_argument, option_type(1, "how many")
     add("model", help="output_folder of a training run, or an exported folder")
-    add("files", nargs="+", help="audio files")
-    add("--format", choices=FORMATS, default="text", help="default: text")
+    add("files", nargs="*", help="audio files, folders, globs, or - for stdin")
+    add(
+        "--format",
+        choices=["text", *FORMATS, "all"],
+        help="default: text, a line of file and text; with --output_dir all",
+    )
+    add("--output_dir", help="write a file per recording and format into this folder")
+    add("--stream", action="store_true", help="print words as they are spoken")
+    add("--microphone", action="store_true", help="--stream what is said now")
+    device = option_type("cpu", "", "device")
+    add("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
+    add("--beam", type=count, help="hypotheses kept (default: as in the model's yaml)")
+    add(
+        "--batch_seconds",
+        type=option_type(60.0, "seconds"),
+        default=60.0,
+        help="seconds of audio in a batch",
+    )
+    add("--threads", type=count, help="CPU threads of an ONNX export (default: 1)")
     add(
         "--max_seconds",
         type=option_type(60.0, "seconds"),
         help="cut longer files at pauses (default: the longest training utterance, or 20)",
     )
     add("--vad", action="store_true", help="find the pauses with the package webrtcvad")
-    add(
-        "--channel",
-        type=option_type(1, "how many"),
-        help="of files with several, from 1 (default: mixed)",
-    )
+    add("--channel", type=count, help="of files with several, from 1 (default: mixed)")
     add_hotwords(parser)
     return parser
 
@@ -58,55 +80,179 @@ def add_hotwords(parser):
     )
 
 
-def read_command(parser, argv):
+def read_command(argv=None):
     """The options given, once they are known to fit each other."""
+    parser = command_line()
     given = parser.parse_args(argv)
-    if given.format == "srt" and len(given.files) > 1:
-        parser.error(f"srt is for one file, got {len(given.files)}: run it for each")
+    given.stream |= given.microphone
+    if given.microphone == bool(given.files):
+        parser.error("give files, or --microphone")
+    if given.stream and (given.format or given.output_dir):
+        parser.error("--stream prints text: no --format, no --output_dir")
+    if given.stream and (given.beam or given.max_seconds or given.vad):
+        parser.error(
+            "--stream is greedy and has no windows: no --beam, --max_seconds, --vad"
+        )
     if given.max_seconds is not None and given.max_seconds < 1:
         parser.error(f"--max_seconds {given.max_seconds:g}: at least 1")
+    given.format = given.format or ("all" if given.output_dir else "text")
+    if given.format == "all" and not given.output_dir:
+        parser.error("--format all needs --output_dir")
+    if (pathlib.Path(given.model) / "recognizer.json").exists():
+        for name in ("beam", "device", "stream"):
+            if getattr(given, name):
+                parser.error(
+                    f"--{name} is not for an ONNX export, which is greedy and waits"
+                )
+    elif given.threads:
+        parser.error("--threads is for an ONNX export; for others set OMP_NUM_THREADS")
+    given.inputs = find_inputs(given.files)
+    if given.output_dir:
+        check_names(given.inputs, given.output_dir)
+    elif given.format in ONE and len(given.inputs) > 1:
+        parser.error(
+            f"{given.format} is for one file, got {len(given.inputs)}: run it for each, or "
+            "give --output_dir"
+        )
     return given
 
 
-def transcribe_and_print(recognizer, given, **options):
-    """Recognise files, print in the order given; exit status 1 if one was skipped.
+def load(given):
+    """The recogniser of a model, and what its `transcribe` gets besides."""
+    if (pathlib.Path(given.model) / "recognizer.json").exists():
+        check_installed("an ONNX export", "onnxruntime")
+        from cif_lobes.inference.onnx import OnnxRecognizer
+
+        return OnnxRecognizer(given.model, given.threads or 1), {}
+    # Here, since they need PyTorch, and neither --help nor an ONNX export does.
+    from cif_lobes.inference.export import find_parameters
+    from cif_lobes.inference.recognizer import CIFRecognizer
+
+    is_export = find_parameters(given.model) is not None
+    open_it = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
+    changed = {"beam_size": given.beam} if given.beam else None
+    recognizer = open_it(given.model, changed, given.device or "cpu")
+    return recognizer, {"batch_seconds": given.batch_seconds}
+
+
+def check_installed(what, *packages):
+    """Refuse what needs a package that is only in the extra [onnx], and not there."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{what} needs {', '.join(missing)}, not installed: pip install "
+            f"{' '.join(missing)}, or the extra [onnx] of cif-lobes"
+        )
+
+
+def main(argv=None):
+    """Recognise what is given; exit status 1 if something was skipped."""
+    given = read_command(argv)
+    if given.stream:
+        from cif_lobes.inference.live import stream
+
+        skipped = stream(given)
+    else:
+        recognizer, options = load(given)
+        if given.hotwords:
+            recognizer.use_hotwords(given.hotwords, given.hotword_weight)
+        skipped = transcribe(recognizer, given, options)
+    if skipped:
+        count = max(1, len(given.inputs))
+        sys.exit(f"{skipped} of {count} files could not be read")
+
+
+def transcribe(recognizer, given, options):
+    """Recognise files some at a time and print in the order given, or write.
 
     Arguments
     ---------
     recognizer : CIFRecognizer or OnnxRecognizer
     given : argparse.Namespace
         From `read_command`.
-    **options
+    options : dict
         Of its `transcribe`.
+
+    Returns
+    -------
+    int
+        How many were skipped.
     """
-    if given.hotwords:
-        recognizer.use_hotwords(given.hotwords, given.hotword_weight)
-    skipped = []
+    skipped, vad = 0, WebRtcVad() if given.vad else None
+    hidden = (
+        None if len(given.inputs) > 1 else True
+    )  # None: hidden unless in a terminal
+    if hidden and options:
+        options = {**options, "progress": True}
+    with tqdm(total=len(given.inputs), unit="file", disable=hidden) as bar:
+        for group in groups(given.inputs, given.batch_seconds if options else 0):
+            faults = {}
+            with readable(group[0].file) as first:
+                paths = [first, *(one.file for one in group[1:])]
+                transcripts = recognizer.transcribe(
+                    paths,
+                    max_seconds=given.max_seconds,
+                    on_error=faults.setdefault,
+                    channel=given.channel,
+                    vad=vad,
+                    **options,
+                )
+            for one, path, found in zip(group, paths, transcripts, strict=True):
+                if found is None:
+                    skipped += 1
+                    message = skip_message(one.file, faults[path])
+                    tqdm.write(message.replace(path, one.file), file=sys.stderr)
+                elif given.output_dir:
+                    write(one, found, given)
+                else:
+                    form = FORMATS.get(given.format, as_row)
+                    tqdm.write(form(one.file, found), end="", file=sys.stdout)
+            sys.stdout.flush()
+            bar.update(len(group))
+    return skipped
 
-    def skip(file, error):
-        skipped.append(file)
-        # Above the bar, if there is one.
-        tqdm.write(skip_message(file, error), file=sys.stderr)
 
-    transcripts = recognizer.transcribe(
-        given.files,
-        max_seconds=given.max_seconds,
-        on_error=skip,
-        channel=given.channel,
-        vad=WebRtcVad() if given.vad else None,
-        **options,
-    )
-    for file, transcript in zip(given.files, transcripts, strict=True):
-        if transcript is not None:
-            print(FORMATS[given.format](file, transcript), end="")
-    if skipped:
-        sys.exit(f"{len(skipped)} of {len(given.files)} files could not be read")
+def groups(inputs, seconds):
+    """Inputs in turn, together as long as a batch; what is piped in is alone."""
+    group, length = [], 0.0
+    for one in inputs:
+        # libsndfile, too, reads stdin as -, and what it has read is gone.
+        duration = float("inf") if one.file == STDIN else _seconds(one.file)
+        if group and length + duration > seconds:
+            yield group
+            group, length = [], 0.0
+        group.append(one)
+        length += duration
+    if group:
+        yield group
+
+
+def _seconds(file):
+    """How long a file is; 0 of one that cannot be read, which is found out later."""
+    try:
+        return soundfile.info(file).duration
+    except (OSError, soundfile.SoundFileError):
+        return 0.0
+
+
+def write(one, transcript, given):
+    """A file per format."""
+    names = FORMATS if given.format == "all" else [given.format.replace("text", "txt")]
+    for name in names:
+        path = pathlib.Path(given.output_dir, f"{one.name}.{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, FORMATS[name](one.file, transcript))
 
 
 def skip_message(file, error):
-    """What is said of a file that cannot be read."""
-    known = pathlib.Path(file).exists()
+    """What is said of a recording that cannot be read."""
+    known = file == STDIN or pathlib.Path(file).exists()
     cause = str(error).removeprefix(f"{file}: ") if known else "no such file"
     if known and "ffmpeg" not in cause:
         cause += " Try: ffmpeg -i IN OUT.flac"
     return f"skipped {file}: {cause}"
+
+
+def program():
+    """cif-transcribe, and python -m cif_lobes.inference in a checkout."""
+    run_program(main)

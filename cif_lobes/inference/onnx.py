@@ -1,7 +1,7 @@
 """Recognise recordings with an ONNX export: onnxruntime, numpy, soundfile, no PyTorch.
 
 python evaluate.py export results/AISHELL-1/cif/1986 my_onnx --format onnx
-python -m cif_lobes.inference.onnx my_onnx *.wav
+cif-transcribe my_onnx *.wav
 
 Other sample rates need scipy. Greedy, one window at a time; for beams and batches there
 is `cif_lobes.inference.recognizer`.
@@ -20,16 +20,10 @@ from cif_lobes.data.tokens import SPACE
 from cif_lobes.decoding.greedy import GreedyPath
 from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.inference.alignment import FrameClock
-from cif_lobes.inference.command import (
-    command_line,
-    read_command,
-    transcribe_and_print,
-)
+from cif_lobes.inference.command import program
 from cif_lobes.inference.recordings import is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
 from cif_lobes.inference.windows import MAX_SECONDS, check_longest, read_windows
-from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import run_program
 
 VOCABULARY = "tokenizer.ckpt"  # as in exports for SpeechBrain
 
@@ -204,14 +198,5 @@ def open_tokenizer(folder, settings):
     return kind(folder / VOCABULARY, language=settings["language"], **arguments)
 
 
-def main(argv=None):
-    """Recognise files and print."""
-    parser = command_line("python -m cif_lobes.inference.onnx")
-    threads = option_type(1, "how many")
-    parser.add_argument("--threads", type=threads, default=1, help="CPU threads")
-    given = read_command(parser, argv)
-    transcribe_and_print(OnnxRecognizer(given.model, given.threads), given)
-
-
 if __name__ == "__main__":
-    run_program(main)
+    program()

@@ -1,9 +1,7 @@
 """Recognise recordings with a trained run or an exported folder.
 
-python -m cif_lobes.inference results/AISHELL-1/cif/1986 *.wav --format ctm
-
-Any format that libsndfile reads, any rate, number of channels and length. What cannot
-be read is reported and skipped, and the exit status is then 1.
+Any format that libsndfile reads, any rate, number of channels and length. The command is
+in `cif_lobes.inference.command`.
 """
 
 import itertools
@@ -20,17 +18,10 @@ from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import FrameClock, frame_clock, token_spans
-from cif_lobes.inference.command import (
-    command_line,
-    read_command,
-    transcribe_and_print,
-)
-from cif_lobes.inference.export import find_parameters, open_export, open_run
+from cif_lobes.inference.export import open_export, open_run
 from cif_lobes.inference.recordings import duration_of, is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
 from cif_lobes.inference.windows import MAX_SECONDS, Window, check_longest, read_windows
-from cif_lobes.settings.checks import option_type
-from cif_lobes.settings.program import run_program
 
 AT_ONCE = 16  # windows of a recording that are sorted by length
 
@@ -276,35 +267,3 @@ class CIFRecognizer:
 def _take(windows, count):
     """The next windows."""
     return list(itertools.islice(windows, count))
-
-
-def main(argv=None):
-    """Recognise files, print in the order given; exit status 1 if one was skipped."""
-    parser = command_line("python -m cif_lobes.inference")
-    add = parser.add_argument
-    add(
-        "--beam",
-        type=option_type(1, "how many"),
-        help="hypotheses kept (default: as in the model's yaml)",
-    )
-    add(
-        "--batch_seconds",
-        type=option_type(60.0, "seconds"),
-        default=60.0,
-        help="seconds of audio in a batch",
-    )
-    device = option_type("cpu", "", "device")
-    add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
-    given = read_command(parser, argv)
-    is_export = find_parameters(given.model) is not None
-    load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
-    changed = {"beam_size": given.beam} if given.beam else None
-    recognizer = load(given.model, changed, given.device)
-    transcribe_and_print(
-        recognizer, given, batch_seconds=given.batch_seconds, progress=True
-    )
-
-
-def program():
-    """python -m cif_lobes.inference, and cif-transcribe of the installed package."""
-    run_program(main)

@@ -1,5 +1,7 @@
 """Recognise speech while it is spoken: audio in as it comes, tokens out as they fire.
 
+`cif-transcribe MODEL --stream` prints them (`cif_lobes.inference.live`).
+
 python -m cif_lobes.inference.stream results/AISHELL-1/cif_mini_streaming/1986 --csv dev.csv
 
 prints the latency of the tokens of a csv: the seconds of audio that had been received
@@ -114,6 +116,11 @@ class StreamingRecognizer:
         look_ahead += self.features.look_ahead
         chunk = self.encoder.chunk_size * self.clock.step
         return chunk + look_ahead / self.sample_rate
+
+    @property
+    def at_pause(self):
+        """bool: whether somebody has spoken and has been silent for a second."""
+        return self.gate.passed > 0 and not self.gate.is_open
 
     def use_hotwords(self, hotwords, weight=1.0):
         """Prefer phrases, from the next utterance on; see `CIFRecognizer.use_hotwords`."""

@@ -17,8 +17,9 @@ from cif_lobes.data.batches import read_audio
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.tokens import SentencePieceTokenizer
 from cif_lobes.decoding.searcher import BeamSearcher
+from cif_lobes.inference.command import main
 from cif_lobes.inference.export import FireEncoder
-from cif_lobes.inference.recognizer import CIFRecognizer, main
+from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.inference.vad import WebRtcVad
 from cif_lobes.inference.windows import cut_at_pauses, read_windows
 from cif_lobes.nets.decoder import CIFDecoder
@@ -451,7 +452,18 @@ def test_command_line_refuses(trained, tmp_path, capsys):
         ([trained, "a.wav", "--max_seconds", "0.5"], "--max_seconds 0.5: at least 1"),
         ([trained, "a.wav", "--channle", "1"], "did you mean --channel?"),
         ([trained, "a.wav", "--format", "doc"], "invalid choice: 'doc'"),
-        ([trained], "the following arguments are required: files"),
+        ([trained], "give files, or --microphone"),
+        ([trained, "a.wav", "--microphone"], "give files, or --microphone"),
+        ([trained, "a.wav", "--format", "all"], "--format all needs --output_dir"),
+        (
+            [trained, "-", "--stream", "--format", "srt"],
+            "--stream prints text: no --fo",
+        ),
+        (
+            [trained, "a.wav", "--stream", "--vad"],
+            "--stream is greedy and has no windows",
+        ),
+        ([trained, "a.wav", "--threads", "2"], "--threads is for an ONNX export"),
     ):
         with pytest.raises(SystemExit) as stop:
             main([str(argument) for argument in arguments])

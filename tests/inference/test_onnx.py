@@ -19,8 +19,9 @@ from cif_lobes.data.tokens import (
     SentencePieceTokenizer,
     WordTokenizer,
 )
+from cif_lobes.inference.command import main
 from cif_lobes.inference.export import open_run
-from cif_lobes.inference.onnx import OnnxRecognizer, main
+from cif_lobes.inference.onnx import OnnxRecognizer
 from cif_lobes.inference.onnx_export import ConvSTFT, export_onnx
 from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.inference.stream import StreamingRecognizer
@@ -162,7 +163,7 @@ def test_no_pytorch(exported, corpus, tmp_path):
     code = """
 import sys
 sys.modules["torch"] = sys.modules["speechbrain"] = None
-from cif_lobes.inference.onnx import main
+from cif_lobes.inference.command import main
 main(sys.argv[1:])
 """
     file = read_manifest(corpus[1])[0].wav
@@ -186,7 +187,12 @@ def test_command_line(exported, tmp_path, capsys):
     plain = OnnxRecognizer(exported).transcribe(speak("abcd"))
     assert found["text"] == plain.text
     with pytest.raises(FileNotFoundError, match="evaluate.py export RUN"):
-        main([str(tmp_path), "a.wav"])
+        OnnxRecognizer(tmp_path)
+    for option in ("--beam 2", "--device cpu", "--stream"):
+        with pytest.raises(SystemExit):
+            main([str(exported), "a.wav", *option.split()])
+        assert f"{option[:6]}" in (said := capsys.readouterr().err)
+        assert "is not for an ONNX export, which is greedy" in said
 
 
 def test_export_refuses(trained, exported, tmp_path):

@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said(address, tmp_path, utterances):
     assert "notes.wav" in answer.text and "/tmp" not in answer.text
     wav = utterances[0][0]
     for fields, said in [
-        ({"format": "doc"}, "format 'doc': one of text, "),
+        ({"format": "doc"}, "format 'doc': one of txt, "),
         ({"channel": "0"}, "channel '0': a number from 1"),
         ({"channel": "3"}, "channel"),
     ]:

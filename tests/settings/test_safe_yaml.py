@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from cif_lobes.commands import evaluate as scoring
 from cif_lobes.decoding.language_model import load_scorer
-from cif_lobes.inference import recognizer as inference
+from cif_lobes.inference import command as inference
 from cif_lobes.inference import stream as streaming
 from cif_lobes.inference.export import export_run, open_export, open_run
 from cif_lobes.inference.onnx_export import export_onnx

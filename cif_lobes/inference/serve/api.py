@@ -12,8 +12,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
+from cif_lobes.inference.formats import FORMATS
 from cif_lobes.inference.serve.worker import Busy, phrases
-from cif_lobes.inference.transcript import FORMATS
 
 MEDIA_TYPES = {"json": "application/json"}  # all others are text
 

@@ -6,9 +6,9 @@ import tempfile
 import gradio
 import soundfile
 
+from cif_lobes.inference.formats import FORMATS
 from cif_lobes.inference.serve.worker import Busy, phrases
 from cif_lobes.inference.stream_resampler import StreamResampler
-from cif_lobes.inference.transcript import FORMATS
 
 KEPT = 3600  # seconds, of downloads and of what was uploaded
 SECONDS = 0.5  # of microphone at a time
@@ -99,9 +99,8 @@ def _write_files(name, transcript):
     folder = pathlib.Path(tempfile.mkdtemp(dir=_temporary_folder()))
     paths = []
     for kind, write in FORMATS.items():
-        path = folder / f"{pathlib.Path(name).stem}.{'txt' if kind == 'text' else kind}"
-        content = transcript.text + "\n" if kind == "text" else write(name, transcript)
-        path.write_text(content, encoding="utf-8")
+        path = folder / f"{pathlib.Path(name).stem}.{kind}"
+        path.write_text(write(name, transcript), encoding="utf-8")
         paths.append(str(path))
     return paths
 

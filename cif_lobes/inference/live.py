@@ -1,0 +1,181 @@
+"""`cif-transcribe --stream`: print text as it fires, from files, stdin or a microphone.
+
+A line is an utterance: it ends after a second without speech, or after a minute. What is
+piped in as - is raw: 16-bit samples of one channel, at the rate of the model.
+"""
+
+import queue
+import sys
+
+import numpy as np
+import soundfile
+
+from cif_lobes.inference.command import skip_message
+from cif_lobes.inference.export import find_parameters
+from cif_lobes.inference.inputs import STDIN
+from cif_lobes.inference.recordings import read_blocks
+from cif_lobes.inference.stream import StreamingRecognizer
+from cif_lobes.inference.stream_resampler import StreamResampler
+
+CHUNK = 0.04  # seconds that are heard at once
+MAX_UTTERANCE = 60.0  # seconds
+
+
+def stream(given):
+    """Print what is said in all inputs, or at the microphone until Ctrl-C.
+
+    Arguments
+    ---------
+    given : argparse.Namespace
+        From `cif_lobes.inference.command.read_command`.
+
+    Returns
+    -------
+    int
+        Files that were skipped.
+    """
+    kind = StreamingRecognizer
+    is_export = find_parameters(given.model) is not None
+    load = kind.from_export if is_export else kind.from_run
+    recognizer = load(given.model, None, given.device or "cpu")
+    if given.hotwords:
+        recognizer.use_hotwords(given.hotwords, given.hotword_weight)
+    rate = recognizer.sample_rate
+    if given.microphone:
+        print_stream(recognizer, microphone(rate))
+        return 0
+    skipped = 0
+    for one in given.inputs:
+        try:
+            if one.file == STDIN:
+                print_stream(recognizer, raw_samples(sys.stdin.buffer, rate))
+            else:
+                chunks = file_chunks(one.file, rate, given.channel)
+                if len(given.inputs) > 1:
+                    print(f"{one.file}:", flush=True)
+                print_stream(recognizer, chunks)
+        except (OSError, ValueError, soundfile.SoundFileError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            skipped += 1
+            print(skip_message(one.file, error), file=sys.stderr)
+    return skipped
+
+
+def print_stream(recognizer, chunks):
+    """Print every token's text once it has fired, and end the line with the utterance.
+
+    Arguments
+    ---------
+    recognizer : StreamingRecognizer
+    chunks : iterable of numpy.ndarray, [samples], float32
+    """
+    shown, rate = "", recognizer.sample_rate
+
+    def show(tokens, end=""):
+        nonlocal shown
+        text = tokens[-1].text if tokens else shown
+        if text != shown or (end and shown):
+            print(text[len(shown) :], end=end, flush=True)
+        shown = "" if end else text
+
+    try:
+        for chunk in chunks:
+            show(recognizer.push(chunk))
+            if recognizer.at_pause or recognizer.gate.passed > MAX_UTTERANCE * rate:
+                show(recognizer.finish(), "\n")
+    finally:
+        # What has been said before a fault, or before Ctrl-C, is not lost.
+        show(recognizer.finish(), "\n")
+
+
+def file_chunks(path, rate, channel=None):
+    """A file as chunks at the rate of the model; see `recordings.read_blocks`."""
+    resampler = StreamResampler(soundfile.info(path).samplerate, rate)
+    for block in read_blocks(path, channel):
+        yield from _chunks(resampler.push(block), rate)
+    yield from _chunks(resampler.finish(), rate)
+
+
+def _chunks(samples, rate):
+    """Samples as from a microphone."""
+    size = round(CHUNK * rate)
+    return (samples[i : i + size] for i in range(0, len(samples), size))
+
+
+def raw_samples(pipe, rate):
+    """Chunks of what is piped in.
+
+    Arguments
+    ---------
+    pipe : file
+        Of bytes: 16-bit integers, little endian, one channel.
+    rate : int
+        Hz.
+
+    Yields
+    ------
+    numpy.ndarray, [samples], float32
+
+    Raises
+    ------
+    ValueError
+        If it begins as a wav or flac file does.
+    """
+    size, first = 2 * round(CHUNK * rate), True
+    while data := pipe.read(size):
+        if first and data[:4] in (b"RIFF", b"fLaC", b"OggS"):
+            raise ValueError(
+                f"a stream is of raw samples, 16 bit, one channel, {rate} Hz, and this is a "
+                f"file. Try: ffmpeg -i IN -f s16le -ac 1 -ar {rate} - | cif-transcribe ..."
+            )
+        first = False
+        yield np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype("float32") / 32768
+
+
+def microphone(rate):
+    """Chunks of the default microphone, without end.
+
+    Arguments
+    ---------
+    rate : int
+        Hz.
+
+    Yields
+    ------
+    numpy.ndarray, [samples], float32
+
+    Raises
+    ------
+    ValueError
+        If there is none, or no package that knows it.
+    """
+    try:
+        import sounddevice
+    except ImportError:
+        raise ValueError(
+            "--microphone: the package sounddevice is not installed: pip install sounddevice"
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"--microphone: {error}. sounddevice needs it: apt-get install libportaudio2"
+        ) from None
+    heard = queue.Queue()
+
+    def hear(samples, frames, time, status):
+        if status:  # some were lost while nobody had time for them
+            print(f"microphone: {status}", file=sys.stderr)
+        heard.put(samples[:, 0].copy())
+
+    try:
+        with sounddevice.InputStream(
+            rate, round(CHUNK * rate), channels=1, dtype="float32", callback=hear
+        ):
+            print("listening, Ctrl-C ends", file=sys.stderr)
+            while True:
+                yield heard.get()
+    except sounddevice.PortAudioError as error:
+        raise ValueError(
+            f"--microphone: {error}. Is one plugged in? Or pipe samples in: arecord -t raw "
+            f"-f S16_LE -r {rate} | cif-transcribe MODEL - --stream"
+        ) from None
