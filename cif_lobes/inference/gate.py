@@ -1,10 +1,10 @@
 """The speech of a stream: silence and steady noise are held back, however long."""
 
-import bisect
 import math
 
 import numpy as np
 
+from cif_lobes.inference.pauses import true_time
 from cif_lobes.inference.recordings import BLOCK, is_steady
 
 
@@ -76,9 +76,7 @@ class SpeechGate:
 
     def true_time(self, seconds):
         """When what has passed was received, both in seconds from the first sample."""
-        samples = seconds * self.sample_rate
-        number = bisect.bisect_right(self.openings, (samples, math.inf))
-        return seconds + (self.openings[number - 1][1] if number else 0.0)
+        return true_time(seconds, self.openings, self.sample_rate)
 
     def _pass(self):
         """What has been waiting."""

@@ -21,6 +21,7 @@ from cif_lobes.decoding.greedy import GreedyPath
 from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.inference.alignment import FrameClock
 from cif_lobes.inference.command import program
+from cif_lobes.inference.pauses import shorten_pauses, true_time
 from cif_lobes.inference.recordings import is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
 from cif_lobes.inference.windows import MAX_SECONDS, check_longest, read_windows
@@ -137,6 +138,7 @@ class OnnxRecognizer:
         frame = self.settings["frame_step"] * self.sample_rate
         if len(signal) < frame or is_steady(signal, self.sample_rate):
             return []
+        signal, lost = shorten_pauses(signal, self.sample_rate)
         vectors, boundaries = self.encoder.run(None, {"signal": signal[None]})
         choices = self._search(vectors)
         score = sum(choice.score for choice in choices)
@@ -145,8 +147,8 @@ class OnnxRecognizer:
         settings = self.settings
         clock = FrameClock(settings["frame_start"], settings["frame_step"])
         times = clock.start + clock.step * boundaries[0].astype(float)
-        times = start + np.minimum(times, len(signal) / self.sample_rate)
-        times = times.tolist()
+        times = np.minimum(times, len(signal) / self.sample_rate).tolist()
+        times = [start + true_time(time, lost, self.sample_rate) for time in times]
         tokens = [
             Token(self._text([c.token]), times[u], times[u + 1], math.exp(c.log_prob))
             for u, c in enumerate(choices)

@@ -17,8 +17,9 @@ from cif_lobes.decoding.fusion import fuse
 from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
-from cif_lobes.inference.alignment import FrameClock, frame_clock, token_spans
+from cif_lobes.inference.alignment import frame_clock, token_spans
 from cif_lobes.inference.export import open_export, open_run
+from cif_lobes.inference.pauses import shorten_pauses, true_time
 from cif_lobes.inference.recordings import duration_of, is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
 from cif_lobes.inference.windows import MAX_SECONDS, Window, check_longest, read_windows
@@ -188,7 +189,7 @@ class CIFRecognizer:
                 while some := attempt(index, _take, windows, AT_ONCE):
                     for window in sorted(some, key=lambda w: -len(w.signal)):
                         if self._may_be_speech(window.signal):
-                            yield window
+                            yield self._shorten(window)
                         bar.update(len(window.signal) / self.sample_rate)
 
     def _cut(self, index, recording, *how):
@@ -196,6 +197,11 @@ class CIFRecognizer:
         for signal, start, rate in read_windows(recording, self.sample_rate, *how):
             signal = resample(torch.tensor(signal), rate, self.sample_rate)
             yield Window(index, start, signal)
+
+    def _shorten(self, window):
+        """A window without its long pauses."""
+        signal, lost = shorten_pauses(window.signal.numpy(), self.sample_rate)
+        return window._replace(signal=torch.from_numpy(signal), lost=lost)
 
     def _may_be_speech(self, signal):
         """Whether there is a frame to read, and more than silence or steady noise."""
@@ -251,13 +257,16 @@ class CIFRecognizer:
         """Put times and confidences beside the tokens."""
         decode = self.tokenizer.decode
         text, names = decode(ids), [decode([token]) for token in ids]
-        start, step = self.clock
-        clock = FrameClock(start + window.start, step)
-        spans = token_spans(names, boundaries[: len(ids) + 1], clock)
+        spans = token_spans(names, boundaries[: len(ids) + 1], self.clock)
         # The last encoder frame may reach beyond the end of the audio.
-        end = window.start + len(window.signal) / self.sample_rate
+        end = len(window.signal) / self.sample_rate
+
+        def when(time):
+            time = true_time(min(time, end), window.lost, self.sample_rate)
+            return window.start + time
+
         tokens = [
-            Token(s.token, min(s.start, end), min(s.end, end), confidence)
+            Token(s.token, when(s.start), when(s.end), confidence)
             for s, confidence in zip(spans, confidences, strict=True)
         ]
         words = tokens if not self.space else words_of(tokens, text)

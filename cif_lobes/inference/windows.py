@@ -31,6 +31,8 @@ class Window(NamedTuple):
     """float: seconds of the recording before it."""
     signal: Any
     """[samples], float32, at the rate of the recogniser."""
+    lost: tuple = ()
+    """tuple: what of it the network does not hear, see `pauses.true_time`."""
 
 
 def read_windows(recording, sample_rate, max_seconds, channel=None, vad=None):
