@@ -23,7 +23,7 @@ from cif_lobes.data.batches import read_audio
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.text import normalize
 from cif_lobes.decoding.scoring import NAMES, ErrorRate
-from cif_lobes.inference.export import find_parameters
+from cif_lobes.inference.folders import is_onnx
 from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.inference.windows import find_pause
 
@@ -72,7 +72,7 @@ def make_silence(seconds, noise_db, sample_rate):
 
 def open_recognizer(folder):
     """From waveforms to texts, their sample rate and language."""
-    if pathlib.Path(folder, "recognizer.json").exists():
+    if is_onnx(folder):
         from cif_lobes.inference.onnx import OnnxRecognizer
 
         onnx = OnnxRecognizer(folder)
@@ -81,9 +81,7 @@ def open_recognizer(folder):
             return [t.text for t in onnx.transcribe(signals, max_seconds=60.0)]
 
         return recognize_each, onnx.sample_rate, onnx.settings["language"]
-    is_export = find_parameters(folder) is not None
-    load = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
-    recognizer = load(folder, {"beam_size": 1})
+    recognizer = CIFRecognizer.from_folder(folder, {"beam_size": 1})
 
     def recognize(signals):
         return [t.text for t in recognizer.transcribe(signals, max_seconds=60.0)]

@@ -17,6 +17,7 @@ import sys
 import soundfile
 from tqdm import tqdm
 
+from cif_lobes.inference.folders import is_onnx
 from cif_lobes.inference.formats import FORMATS, as_row
 from cif_lobes.inference.inputs import STDIN, check_names, find_inputs, readable
 from cif_lobes.inference.vad import WebRtcVad
@@ -98,7 +99,7 @@ def read_command(argv=None):
     given.format = given.format or ("all" if given.output_dir else "text")
     if given.format == "all" and not given.output_dir:
         parser.error("--format all needs --output_dir")
-    if (pathlib.Path(given.model) / "recognizer.json").exists():
+    if is_onnx(given.model):
         for name in ("beam", "device", "stream"):
             if getattr(given, name):
                 parser.error(
@@ -125,13 +126,11 @@ def load(given):
 
         return OnnxRecognizer(given.model, given.threads or 1), {}
     # Here, since they need PyTorch, and neither --help nor an ONNX export does.
-    from cif_lobes.inference.export import find_parameters
     from cif_lobes.inference.recognizer import CIFRecognizer
 
-    is_export = find_parameters(given.model) is not None
-    open_it = CIFRecognizer.from_export if is_export else CIFRecognizer.from_run
     changed = {"beam_size": given.beam} if given.beam else None
-    recognizer = open_it(given.model, changed, given.device or "cpu")
+    device = given.device or "cpu"
+    recognizer = CIFRecognizer.from_folder(given.model, changed, device)
     return recognizer, {"batch_seconds": given.batch_seconds}
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import soundfile
 
 from cif_lobes.inference.command import skip_message
-from cif_lobes.inference.export import find_parameters
 from cif_lobes.inference.inputs import STDIN
 from cif_lobes.inference.recordings import read_blocks
 from cif_lobes.inference.stream import StreamingRecognizer
@@ -34,10 +33,8 @@ def stream(given):
     int
         Files that were skipped.
     """
-    kind = StreamingRecognizer
-    is_export = find_parameters(given.model) is not None
-    load = kind.from_export if is_export else kind.from_run
-    recognizer = load(given.model, None, given.device or "cpu")
+    device = given.device or "cpu"
+    recognizer = StreamingRecognizer.from_folder(given.model, None, device)
     if given.hotwords:
         recognizer.use_hotwords(given.hotwords, given.hotword_weight)
     rate = recognizer.sample_rate

@@ -19,6 +19,7 @@ from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import frame_clock, token_spans
 from cif_lobes.inference.export import open_export, open_run
+from cif_lobes.inference.folders import open_folder
 from cif_lobes.inference.pauses import shorten_pauses, true_time
 from cif_lobes.inference.recordings import duration_of, is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
@@ -63,6 +64,11 @@ class CIFRecognizer:
     def from_run(cls, folder, overrides=None, device="cpu"):
         """The recogniser of a run folder; see `cif_lobes.inference.export.open_run`."""
         return cls(open_run(folder, overrides), device)
+
+    @classmethod
+    def from_folder(cls, folder, overrides=None, device="cpu"):
+        """The recogniser of a run or of an export, whichever the folder is."""
+        return cls(open_folder(folder, overrides), device)
 
     @classmethod
     def from_export(cls, folder, overrides=None, device="cpu"):

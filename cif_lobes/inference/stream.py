@@ -25,7 +25,8 @@ from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import frame_clock
 from cif_lobes.inference.command import add_hotwords
-from cif_lobes.inference.export import find_parameters, open_export, open_run
+from cif_lobes.inference.export import open_export, open_run
+from cif_lobes.inference.folders import open_folder
 from cif_lobes.inference.gate import SpeechGate
 from cif_lobes.inference.recordings import as_waveform, check_finite
 from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
@@ -102,6 +103,11 @@ class StreamingRecognizer:
     def from_run(cls, folder, overrides=None, device="cpu"):
         """The recogniser of a run folder; see `cif_lobes.inference.export.open_run`."""
         return cls(open_run(folder, overrides), device)
+
+    @classmethod
+    def from_folder(cls, folder, overrides=None, device="cpu"):
+        """The recogniser of a run or of an export, whichever the folder is."""
+        return cls(open_folder(folder, overrides), device)
 
     @classmethod
     def from_export(cls, folder, overrides=None, device="cpu"):
@@ -282,10 +288,7 @@ def main(argv=None):
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     add_hotwords(parser)
     given = parser.parse_args(argv)
-    is_export = find_parameters(given.model) is not None
-    kind = StreamingRecognizer
-    load = kind.from_export if is_export else kind.from_run
-    recognizer = load(given.model, None, given.device)
+    recognizer = StreamingRecognizer.from_folder(given.model, None, given.device)
     if given.hotwords:
         recognizer.use_hotwords(given.hotwords, given.hotword_weight)
     utterances = read_manifest(given.csv)[: given.limit]

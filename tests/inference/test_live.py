@@ -23,7 +23,7 @@ SPEECH = speak("abcdbdac")
 def recognizer(parts, monkeypatch):  # noqa: F811
     """What the command opens, whatever the model is called."""
     recognizer = StreamingRecognizer(parts)
-    monkeypatch.setattr(StreamingRecognizer, "from_run", lambda *_: recognizer)
+    monkeypatch.setattr(StreamingRecognizer, "from_folder", lambda *_: recognizer)
     return recognizer
 
 

@@ -11,7 +11,9 @@ RNG = np.random.default_rng(0)
 
 
 def noise(seconds, db):
-    return 10 ** (db / 20) * RNG.standard_normal(round(seconds * RATE)).astype(np.float32)
+    return 10 ** (db / 20) * RNG.standard_normal(round(seconds * RATE)).astype(
+        np.float32
+    )
 
 
 SPEECH = speak("abcdbdac").astype(np.float32)
@@ -47,7 +49,9 @@ def test_no_sample_of_speech_is_lost_and_its_times_are_true():
     for begin, word in zip(begins, words, strict=False):
         # Where the word is in what is heard.
         places = np.flatnonzero(shorter == word[0])
-        (place,) = [p for p in places if np.array_equal(shorter[p : p + len(word)], word)]
+        (place,) = [
+            p for p in places if np.array_equal(shorter[p : p + len(word)], word)
+        ]
         assert true_time(place / RATE, openings, RATE) == pytest.approx(begin / RATE)
     end = true_time(len(shorter) / RATE, openings, RATE)
     assert end == pytest.approx(len(whole) / RATE)

@@ -4,6 +4,7 @@ import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from cif_lobes.inference.folders import is_onnx, open_folder
 from cif_lobes.inference.recordings import duration_of
 
 
@@ -107,17 +108,13 @@ def open_recognizer(folder, device="cpu", beam=None):
     make_stream : callable or None
         Makes a `StreamingRecognizer` of the same network, if it can hear a stream.
     """
-    import pathlib
-
-    if pathlib.Path(folder, "recognizer.json").exists():
+    if is_onnx(folder):
         from cif_lobes.inference.onnx import OnnxRecognizer
 
         return OnnxRecognizer(folder), None
-    from cif_lobes.inference.export import find_parameters, open_export, open_run
     from cif_lobes.inference.recognizer import CIFRecognizer
     from cif_lobes.inference.stream import StreamingRecognizer
 
-    open_folder = open_run if find_parameters(folder) is None else open_export
     hparams = open_folder(folder, {"beam_size": beam} if beam else None)
     recognizer = CIFRecognizer(hparams, device)
     make_stream = functools.partial(StreamingRecognizer, hparams, device)
