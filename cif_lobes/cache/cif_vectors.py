@@ -96,9 +96,9 @@ def _key(utterance, tokenizer):
 def _encode(recognizer, utterances, lengths):
     """Vectors [U, D] of each utterance."""
     signals = [read_utterance(u, recognizer.sample_rate) for u in utterances]
-    vectors = recognizer(
+    fired = recognizer(
         pad_sequence(signals, batch_first=True),
         torch.tensor([len(signal) for signal in signals]),
         torch.tensor(lengths),
     )
-    return [x[:U].cpu() for x, U in zip(vectors, lengths, strict=True)]
+    return [x[:U].cpu() for x, U in zip(fired.embeddings, lengths, strict=True)]

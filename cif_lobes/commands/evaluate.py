@@ -131,7 +131,7 @@ def main(given):
     from cif_lobes.runs.evaluation import score
     from cif_lobes.runs.stages import manifest_paths
     from cif_lobes.storage.parameters import read_parameters
-    from cif_lobes.teachers.cif_recognizer import hash_weights
+    from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
 
     models = ("lm", "rescore")
     changed = {n: v for n in (*SWEPT, *models) if (v := getattr(given, n)) is not None}
@@ -200,7 +200,7 @@ def main(given):
         settings = {"coldec_weight": given.coldec_weight, "purify": given.purify or 0}
         context = load_context(
             given.coldec,
-            hash_weights(read_parameters(given.run)),
+            FrozenRecognizer.hash_weights(read_parameters(given.run)),
             given.hotwords,
             hparams["tokenizer"],
             *settings.values(),

@@ -105,7 +105,7 @@ def load_context(folder, recognizer_hash, hotwords, tokenizer, weight=0.5, purif
         Its output_folder.
     recognizer_hash : str
         Of the recogniser that is to be biased, from
-        `cif_lobes.teachers.cif_recognizer.hash_weights`.
+        `cif_lobes.teachers.cif_recognizer.FrozenRecognizer.hash_weights`.
     hotwords : str
         Text file, see `cif_lobes.decoding.hotwords.read_hotwords`; weights behind tabs are
         not read.

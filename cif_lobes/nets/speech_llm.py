@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from cif_lobes.storage.parameters import hash_parameters
+
 SPEECH = "{speech}"  # its place in a prompt
 NO_LOSS = -100
 
@@ -156,11 +158,12 @@ class SpeechLLM(nn.Module):
         self.after = torch.tensor(self._split(after), dtype=torch.long)
         self.embed = self.lm.get_input_embeddings()
         self.width = self.embed.embedding_dim
+        tokenizer = self.tokenizer.backend_tokenizer.to_str()
         self.identity = {
             "prompt": text,
             "width": self.width,
-            "tokenizer": _hash(self.tokenizer.backend_tokenizer.to_str().encode()),
-            "weights": _hash(*(w.numpy().tobytes() for w in self.lm.parameters())),
+            "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
+            "weights": hash_parameters(dict(self.lm.named_parameters())),
         }
 
     def train(self, mode=True):
@@ -253,10 +256,3 @@ class SpeechLLM(nn.Module):
 
     def _split(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _hash(*parts):
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]

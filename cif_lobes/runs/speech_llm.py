@@ -3,16 +3,15 @@
 import json
 import pathlib
 
-import torch
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.nets.speech_llm import SpeechLLM
-from cif_lobes.runs.cif import load_run
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.stages import assemble, finish, fit, start
 from cif_lobes.storage.atomic_files import write_atomically
 from cif_lobes.storage.run_files import keep_tokenizer
+from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
 from cif_lobes.training.speech_llm import SpeechLLMBrain
 
 IDENTITY = "llm.json"  # of a run folder: what the adapter was trained for
@@ -54,24 +53,27 @@ def make_brain(hparams, run_opts):
     ValueError
         If they do not fit the adapter, or are not those of an earlier start.
     """
-    trained, parts = load_run(hparams["recognizer"], run_opts={"device": "cpu"})
-    trained.on_evaluate_start()
-    recognizer = torch.nn.ModuleDict(
-        {name: parts[name] for name in ("features", "encoder", "cif")}
+    recognizer = FrozenRecognizer(
+        hparams["recognizer"], run_opts.get("device") or "cpu"
     )
-    hparams |= {name: parts[name] for name in ("tokenizer", "features", "encoder")}
+    network = recognizer.network
+    hparams |= {
+        "tokenizer": recognizer.tokenizer,
+        "sample_rate": recognizer.sample_rate,
+    }
+    hparams |= {"features": network.features, "encoder": network.encoder}
     llm = SpeechLLM(
         hparams["llm"], hparams["prompt"], hparams["chat"], hparams["random_llm"]
     )
     for name, ours, theirs in [
-        ("cif_width", hparams["cif_width"], parts["d_model"]),
+        ("cif_width", hparams["cif_width"], recognizer.vector_size),
         ("llm_width", hparams["llm_width"], llm.width),
     ]:
         if ours != theirs:
             raise ValueError(
                 f"{name} is {ours}, that of the model is {theirs}: --{name} {theirs}"
             )
-    run_on_main(keep_identity, args=[hparams, llm])
+    run_on_main(keep_identity, args=[hparams, llm, recognizer])
     return assemble(
         SpeechLLMBrain,
         hparams,
@@ -82,10 +84,10 @@ def make_brain(hparams, run_opts):
     )
 
 
-def keep_identity(hparams, llm):
+def keep_identity(hparams, llm, recognizer):
     """Write down what the adapter is trained for, or see that it is still the same."""
     path = pathlib.Path(hparams["output_folder"]) / IDENTITY
-    now = {**llm.identity, "recognizer": str(hparams["recognizer"])}
+    now = {**llm.identity, "recognizer": recognizer.weights_hash}
     if not path.exists():
         write_atomically(path, json.dumps(now, indent=1) + "\n")
         return
@@ -93,6 +95,7 @@ def keep_identity(hparams, llm):
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise ValueError(
-            f"{path.parent}: its adapter was trained for another {', '.join(changed)} of "
-            f"{hparams['llm']}. Give the same, or train into another --output_folder"
+            f"{path.parent}: its adapter was trained with {' and '.join(changed)} other "
+            f"than those of {hparams['llm']} and {recognizer.path}. Give the same, or "
+            "train into another --output_folder"
         )

@@ -6,68 +6,34 @@ import torch
 
 from cif_lobes.devices.lengths import Lengths
 from cif_lobes.nets.ctc_attention import predict
-from cif_lobes.settings.safe_yaml import build, inside
-from cif_lobes.storage.parameters import (
-    hash_parameters,
-    read_parameters,
-    run_folder,
-)
-
-NETWORK = ("features", "encoder", "ctc_head", "embedding", "decoder", "seq_head")
+from cif_lobes.teachers.frozen_run import FrozenRun
 
 
-class ASRTeacher(torch.nn.Module):
-    """A trained recogniser that only ever gives posteriors: eval mode, no gradients.
+class ASRTeacher(FrozenRun):
+    """A trained recogniser that only ever gives posteriors.
 
-    Arguments
-    ---------
-    path : str
-        Output folder of a run, whose checkpoints are averaged as its yaml says, or one
-        checkpoint of it (`.../save/CKPT+...`, or the `model.ckpt` in it).
-    device : str
-        Where it runs.
+    See `FrozenRun` for its arguments and for what it raises.
 
     Attributes
     ----------
-    tokenizer : cif_lobes.data.tokens.Tokenizer
-        The run's own.
     vocab_size : int
         Classes V.
-    weights_hash : str
-        Of all weights.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such run or checkpoint.
-    ValueError
-        If the run has no CTC head.
     """
 
+    parts = ("features", "encoder", "ctc_head", "embedding", "decoder", "seq_head")
+    others = ("vocab_size",)
+
     def __init__(self, path, device="cpu"):
-        super().__init__()
-        self.path = str(path)
-        run = run_folder(path)
-        parameters = read_parameters(path)
+        super().__init__(path, device)
+        self.vocab_size = self.settings["vocab_size"]
+
+    def check(self, parameters):
+        """Refuse a run without a CTC head."""
         if "ctc_head.weight" not in parameters:
             raise ValueError(
-                f"teacher {path} has no CTC head: it was trained with ctc_weight 0. "
+                f"teacher {self.path} has no CTC head: it was trained with ctc_weight 0. "
                 "Take it off the list, or train it with another ctc_weight"
             )
-        needed = ("tokenizer", "vocab_size", *NETWORK)
-        loaded = build(run / "hyperparams.yaml", only=needed)
-        self.tokenizer = loaded["tokenizer"]
-        self.tokenizer.path = inside(run, self.tokenizer.path)
-        self.vocab_size = loaded["vocab_size"]
-        self.network = torch.nn.ModuleDict({name: loaded[name] for name in NETWORK})
-        self.network.load_state_dict(parameters)
-        self.weights_hash = hash_parameters(parameters)
-        self.device = torch.device(device)
-        self.requires_grad_(False).eval().to(self.device)
-
-    def train(self, mode=True):
-        """Stays in eval mode, whatever a Brain asks for."""
-        return super().train(False)
 
     def output_lengths(self, lengths):
         """Encoder frames of utterances of so many samples."""

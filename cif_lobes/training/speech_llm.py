@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import speechbrain as sb
-import torch
 from torch import Tensor
 
 from cif_lobes.decoding.scoring import ErrorRate
@@ -28,9 +27,9 @@ class SpeechLLMBrain(RecognizerBrain):
 
     Arguments
     ---------
-    recognizer : torch.nn.ModuleDict
-        features, encoder and cif of a trained recogniser. Beside `modules`, like the
-        language model, so neither is trained, switched to train mode or saved.
+    recognizer : cif_lobes.teachers.cif_recognizer.FrozenRecognizer
+        Beside `modules`, like the language model, so neither is trained, switched to
+        train mode or saved.
     llm : cif_lobes.nets.speech_llm.SpeechLLM
     **kwargs
         Those of `speechbrain.Brain`.
@@ -38,17 +37,15 @@ class SpeechLLMBrain(RecognizerBrain):
 
     def __init__(self, recognizer, llm, **kwargs):
         super().__init__(**kwargs)
-        self.recognizer = recognizer.requires_grad_(False).eval().to(self.device)
+        self.recognizer = recognizer
         self.llm = llm.to(self.device)
 
-    @torch.no_grad()
     def fire(self, batch):
         """CIF vectors [B, U, D] and their number [B], from the audio alone."""
         batch = batch.to(self.device, non_blocking=True)
         waves, relative = batch.signal
         lengths = (relative * waves.shape[1]).round().long()
-        x, x_lengths = self.recognizer["features"](waves, lengths)
-        fired = self.recognizer["cif"](*self.recognizer["encoder"](x, x_lengths))
+        fired = self.recognizer(waves, lengths)
         return fired.embeddings, fired.lengths
 
     def compute_forward(self, batch, stage):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -64,6 +65,7 @@ def run(words, check=True):
 @pytest.mark.slow
 def test_it_learns_and_holds_the_adapter_alone(corpus, tmp_path, trained, llm):
     """A model of random weights is taught to write what the vectors say."""
+    trained = shutil.copytree(trained, tmp_path / "recognizer")
     words = arguments(corpus, tmp_path, trained, llm)
     before = {p: p.read_bytes() for p in trained.rglob("model.ckpt")}
     run(words)
@@ -79,7 +81,7 @@ def test_it_learns_and_holds_the_adapter_alone(corpus, tmp_path, trained, llm):
     # Another language model than the one it has been trained for.
     other = make_llm(tmp_path / "other", seed=2)
     done = run([*words, "--test_only", "--llm", other], check=False)
-    assert done.returncode == 1 and "trained for another weights" in done.stderr
+    assert done.returncode == 1 and "trained with weights other than" in done.stderr
     done = run(
         [
             *words,
@@ -89,7 +91,14 @@ def test_it_learns_and_holds_the_adapter_alone(corpus, tmp_path, trained, llm):
         ],
         check=False,
     )
-    assert "another tokenizer, weights" in done.stderr
+    assert "trained with tokenizer and weights other than" in done.stderr
+    # The same folder of a recogniser that has been trained on.
+    for path in before:
+        network = torch.load(path, weights_only=True)
+        network["encoder.frontend.linear.bias"] += 0.1
+        torch.save(network, path)
+    done = run([*words, "--test_only"], check=False)
+    assert "trained with recognizer other than" in done.stderr
 
 
 @pytest.mark.slow
