@@ -2,6 +2,7 @@
 
 import torch
 import transformers
+from conftest import TINY
 from tiny_hubert import TEACHER
 
 from cif_lobes.nets.pretrained import load_encoder
@@ -69,3 +70,27 @@ def make_folder(family, folder):
 def make_encoder(family, folder, **options):
     """The same as `SpeechEncoder`."""
     return load_encoder(make_folder(family, folder), **options)
+
+
+def ears_arguments(yaml, corpus, folder, ears, **changes):
+    """Command line of a yaml with pretrained ears, tiny, on the tone corpus."""
+    train_csv, valid_csv = corpus
+    left_out = ("n_mels", "conv_channels", "pool_after")
+    settings = {
+        **{k: v for k, v in TINY.items() if k not in left_out},
+        "skip_prep": True,
+        "train_csv": train_csv,
+        "valid_csv": valid_csv,
+        "test_csv": f"[{valid_csv}]",
+        "output_folder": folder / "run",
+        "manifest_folder": folder / "manifests",
+        "ears": ears,
+        "ears_folder": folder / "kept",
+        "ears_cache": "null",
+        "ears_width": 32,
+        "ears_layers": "[2, 3]",
+        "ears_stack": 1,
+        "device": "cpu",
+        **changes,
+    }
+    return [str(yaml), *(p for k, v in settings.items() for p in (f"--{k}", str(v)))]

@@ -18,8 +18,7 @@ from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import frame_clock, token_spans
-from cif_lobes.inference.export import open_export, open_run
-from cif_lobes.inference.folders import open_folder
+from cif_lobes.inference.folders import Opened
 from cif_lobes.inference.pauses import shorten_pauses, true_time
 from cif_lobes.inference.recordings import duration_of, is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
@@ -28,7 +27,7 @@ from cif_lobes.inference.windows import MAX_SECONDS, Window, check_longest, read
 AT_ONCE = 16  # windows of a recording that are sorted by length
 
 
-class CIFRecognizer:
+class CIFRecognizer(Opened):
     """Recordings to text with times, confidences and alternatives.
 
     Arguments
@@ -59,21 +58,6 @@ class CIFRecognizer:
         self.clock = frame_clock(
             self.fire.features, self.fire.encoder, self.sample_rate
         )
-
-    @classmethod
-    def from_run(cls, folder, overrides=None, device="cpu"):
-        """The recogniser of a run folder; see `cif_lobes.inference.export.open_run`."""
-        return cls(open_run(folder, overrides), device)
-
-    @classmethod
-    def from_folder(cls, folder, overrides=None, device="cpu"):
-        """The recogniser of a run or of an export, whichever the folder is."""
-        return cls(open_folder(folder, overrides), device)
-
-    @classmethod
-    def from_export(cls, folder, overrides=None, device="cpu"):
-        """The recogniser of an exported folder; see `export.open_export`."""
-        return cls(open_export(folder, overrides), device)
 
     def use_hotwords(self, hotwords, weight=1.0):
         """Prefer phrases that are known beforehand, from the next recording on.

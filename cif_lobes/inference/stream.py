@@ -25,8 +25,7 @@ from cif_lobes.devices.precision import full_float32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.alignment import frame_clock
 from cif_lobes.inference.command import add_hotwords
-from cif_lobes.inference.export import open_export, open_run
-from cif_lobes.inference.folders import open_folder
+from cif_lobes.inference.folders import Opened
 from cif_lobes.inference.gate import SpeechGate
 from cif_lobes.inference.recordings import as_waveform, check_finite
 from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
@@ -51,7 +50,7 @@ class StreamedToken(NamedTuple):
         return self.emitted - self.end
 
 
-class StreamingRecognizer:
+class StreamingRecognizer(Opened):
     """Audio chunks of any size to tokens, greedily, one utterance after the other.
 
     Tokens are those of the whole utterance at once, greedily decoded, whatever the
@@ -98,21 +97,6 @@ class StreamingRecognizer:
         )
         self.hotwords = {}
         self._reset()
-
-    @classmethod
-    def from_run(cls, folder, overrides=None, device="cpu"):
-        """The recogniser of a run folder; see `cif_lobes.inference.export.open_run`."""
-        return cls(open_run(folder, overrides), device)
-
-    @classmethod
-    def from_folder(cls, folder, overrides=None, device="cpu"):
-        """The recogniser of a run or of an export, whichever the folder is."""
-        return cls(open_folder(folder, overrides), device)
-
-    @classmethod
-    def from_export(cls, folder, overrides=None, device="cpu"):
-        """The recogniser of an exported folder; see `export.open_export`."""
-        return cls(open_export(folder, overrides), device)
 
     @property
     def algorithmic_latency(self):

@@ -352,7 +352,7 @@ def test_what_reads_the_whole_utterance_is_refused(
 
 def test_command_line(parts, monkeypatch, tmp_path, capsys, caplog, trained):
     manifest = write_corpus(tmp_path, 3, seed=5)
-    monkeypatch.setattr("cif_lobes.inference.stream.open_folder", lambda *_: parts)
+    monkeypatch.setattr("cif_lobes.inference.folders.open_folder", lambda *_: parts)
     hotwords = tmp_path / "names.txt"
     hotwords.write_text("abc\nxyz\n")
     options = ["--limit", "2", "--chunk_ms", "10", "--hotwords", str(hotwords)]

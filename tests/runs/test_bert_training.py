@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, epochs, last_checkpoint, tiny_arguments, train
+from conftest import ROOT, epochs, last_checkpoint, tiny_arguments, train
 from tiny_bert import LETTERS, make_bert
-from tiny_ears import make_folder
+from tiny_ears import ears_arguments, make_folder
 from tiny_teacher import VOCAB
 
 from cif_lobes.inference.export import export_run
@@ -47,23 +47,9 @@ def hub(tmp_path_factory):
 
 def arguments(corpus, folder, hub, **changes):
     """Command line of w2v_cif_bert_small.yaml, tiny, on the tone corpus."""
-    train_csv, valid_csv = corpus
     bert, ears = hub
-    left_out = ("n_mels", "conv_channels", "pool_after")
     settings = {
-        **{k: v for k, v in TINY.items() if k not in left_out},
-        "skip_prep": True,
-        "train_csv": train_csv,
-        "valid_csv": valid_csv,
-        "test_csv": f"[{valid_csv}]",
-        "output_folder": folder / "run",
-        "manifest_folder": folder / "manifests",
-        "ears": ears,
-        "ears_folder": folder / "kept",
-        "ears_cache": "null",
-        "ears_width": 32,
         "ears_layers": "[3]",
-        "ears_stack": 1,
         "bert": bert,
         "bert_width": 16,
         "bert_heads": 2,
@@ -71,11 +57,10 @@ def arguments(corpus, folder, hub, **changes):
         "bert_layers": 2,
         "bert_trained_from": 6,
         "bert_lr": 1e-3,
-        "device": "cpu",
         **changes,
     }
     yaml = ROOT / "recipes/AISHELL-1/hparams/w2v_cif_bert_small.yaml"
-    return [str(yaml), *(p for k, v in settings.items() for p in (f"--{k}", str(v)))]
+    return ears_arguments(yaml, corpus, folder, ears, **settings)
 
 
 def parts(parameters, begin):

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, TINY, epochs, last_checkpoint, train
+from conftest import ROOT, epochs, last_checkpoint, train
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
-from tiny_ears import make_folder
+from tiny_ears import ears_arguments, make_folder
 
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.inference.export import export_run, open_run
@@ -30,28 +30,9 @@ def ears(tmp_path_factory):
     return make_folder("whisper", tmp_path_factory.mktemp("hub") / "whisper")
 
 
-def arguments(corpus, folder, ears, **changes):
+def arguments(*corpus_folder_ears, **changes):
     """Command line of cif_pretrained_small.yaml, tiny, on the tone corpus."""
-    train_csv, valid_csv = corpus
-    left_out = ("n_mels", "conv_channels", "pool_after")
-    settings = {
-        **{k: v for k, v in TINY.items() if k not in left_out},
-        "skip_prep": True,
-        "train_csv": train_csv,
-        "valid_csv": valid_csv,
-        "test_csv": f"[{valid_csv}]",
-        "output_folder": folder / "run",
-        "manifest_folder": folder / "manifests",
-        "ears": ears,
-        "ears_folder": folder / "kept",
-        "ears_cache": "null",
-        "ears_width": 32,
-        "ears_layers": "[2, 3]",
-        "ears_stack": 1,
-        "device": "cpu",
-        **changes,
-    }
-    return [str(YAML), *(p for k, v in settings.items() for p in (f"--{k}", str(v)))]
+    return ears_arguments(YAML, *corpus_folder_ears, **changes)
 
 
 def extract(verb, corpus, folder, ears):
