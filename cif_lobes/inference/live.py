@@ -1,7 +1,7 @@
 """`cif-transcribe --stream`: print text as it fires, from files, stdin or a microphone.
 
-A line is an utterance: it ends after a second without speech, or after a minute. What is
-piped in as - is raw: 16-bit samples of one channel, at the rate of the model.
+A line is an utterance, see `lines`. What is piped in as - is raw: 16-bit samples of one
+channel, at the rate of the model.
 """
 
 import queue
@@ -12,12 +12,12 @@ import soundfile
 
 from cif_lobes.inference.command import skip_message
 from cif_lobes.inference.inputs import STDIN
-from cif_lobes.inference.recordings import read_blocks
+from cif_lobes.inference.lines import Lines
+from cif_lobes.inference.recordings import open_sound, read_blocks
 from cif_lobes.inference.stream import StreamingRecognizer
 from cif_lobes.inference.stream_resampler import StreamResampler
 
 CHUNK = 0.04  # seconds that are heard at once
-MAX_UTTERANCE = 60.0  # seconds
 
 
 def stream(given):
@@ -67,28 +67,30 @@ def print_stream(recognizer, chunks):
     recognizer : StreamingRecognizer
     chunks : iterable of numpy.ndarray, [samples], float32
     """
-    shown, rate = "", recognizer.sample_rate
+    lines, shown = Lines(recognizer), ""
 
-    def show(tokens, end=""):
+    def show():
         nonlocal shown
-        text = tokens[-1].text if tokens else shown
-        if text != shown or (end and shown):
-            print(text[len(shown) :], end=end, flush=True)
-        shown = "" if end else text
+        while lines.finished:
+            print(lines.finished.pop(0)[len(shown) :], flush=True)
+            shown = ""
+        print(lines.growing[len(shown) :], end="", flush=True)
+        shown = lines.growing
 
     try:
         for chunk in chunks:
-            show(recognizer.push(chunk))
-            if recognizer.at_pause or recognizer.gate.passed > MAX_UTTERANCE * rate:
-                show(recognizer.finish(), "\n")
+            lines.push(chunk)
+            show()
     finally:
         # What has been said before a fault, or before Ctrl-C, is not lost.
-        show(recognizer.finish(), "\n")
+        lines.finish()
+        show()
 
 
 def file_chunks(path, rate, channel=None):
     """A file as chunks at the rate of the model; see `recordings.read_blocks`."""
-    resampler = StreamResampler(soundfile.info(path).samplerate, rate)
+    with open_sound(path) as file:
+        resampler = StreamResampler(file.samplerate, rate)
     for block in read_blocks(path, channel):
         yield from _chunks(resampler.push(block), rate)
     yield from _chunks(resampler.finish(), rate)

@@ -37,7 +37,27 @@ def duration_of(recording, sample_rate):
     """Seconds of a file or of a waveform at `sample_rate`; no samples are read."""
     if is_waveform(recording):
         return recording.shape[-1] / sample_rate if recording.ndim else 0.0
-    return soundfile.info(recording).duration
+    with open_sound(recording) as file:
+        return file.frames / file.samplerate
+
+
+def open_sound(path):
+    """A `soundfile.SoundFile` for reading.
+
+    Raises
+    ------
+    soundfile.SoundFileError
+        If it cannot be read.
+    ValueError
+        If it is named .raw: such files do not say what they hold.
+    """
+    try:
+        return soundfile.SoundFile(path)
+    except TypeError:  # what soundfile says to that
+        raise ValueError(
+            f"{path}: raw samples do not say their rate. Try: ffmpeg -f s16le -ar 16000 "
+            f"-ac 1 -i {path} OUT.flac"
+        ) from None
 
 
 def read_blocks(path, channel=None):
@@ -63,7 +83,7 @@ def read_blocks(path, channel=None):
         the mean of all channels is near silence and each alone is not.
     """
     done, alone, together = 0, 0.0, 0.0
-    with soundfile.SoundFile(path) as file:
+    with open_sound(path) as file:
         rate, channels = file.samplerate, file.channels
         while len(audio := file.read(BLOCK_SECONDS * rate, "float32", always_2d=True)):
             mono = mix_down(audio, channel)

@@ -112,6 +112,11 @@ class StreamingRecognizer(Opened):
         """bool: whether somebody has spoken and has been silent for a second."""
         return self.gate.passed > 0 and not self.gate.is_open
 
+    @property
+    def ended(self):
+        """bool: whether the utterance has had its end of sentence."""
+        return self.path.ended
+
     def use_hotwords(self, hotwords, weight=1.0):
         """Prefer phrases, from the next utterance on; see `CIFRecognizer.use_hotwords`."""
         tree = load_hotwords(hotwords, self.tokenizer) if hotwords is not None else None

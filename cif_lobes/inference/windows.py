@@ -7,9 +7,13 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
 
-from cif_lobes.inference.recordings import is_waveform, read_blocks, waveform_blocks
+from cif_lobes.inference.recordings import (
+    is_waveform,
+    open_sound,
+    read_blocks,
+    waveform_blocks,
+)
 
 MAX_SECONDS = 20.0  # of a window, if nothing is known about the durations of training
 PAUSE = 0.2  # seconds; the closure of a stop consonant is shorter
@@ -69,7 +73,8 @@ def read_windows(recording, sample_rate, max_seconds, channel=None, vad=None):
     if is_waveform(recording):
         blocks = waveform_blocks(recording, rate)
     else:
-        rate = soundfile.info(recording).samplerate
+        with open_sound(recording) as file:
+            rate = file.samplerate
         blocks = read_blocks(recording, channel)
     for signal in cut_at_pauses(blocks, rate, max_seconds, vad):
         yield signal, done / rate, rate

@@ -18,13 +18,21 @@ CONFORMER_PARTS = ("ffn_module1", "mha_layer", "convolution_module", "ffn_module
 
 
 def check_options(brain):
-    """Refuse SpeechBrain's options that these networks cannot take.
+    """Refuse SpeechBrain's options that these networks cannot take, or that say nothing.
 
     Raises
     ------
     ValueError
-        For TorchScript, which batches of many lengths and optional arguments rule out.
+        For TorchScript, which batches of many lengths and optional arguments rule out;
+        for what compiles graphs of one size; and without --compile.
     """
+    for option in ("compile_using_fullgraph", "compile_using_dynamic_shape_tracing"):
+        if getattr(brain, option):
+            raise ValueError(
+                f"--{option}: --compile has its own way with sizes. Leave it out"
+            )
+    if brain.compile_module_keys and not brain.compile:
+        raise ValueError("--compile_module_keys says nothing without --compile")
     for option in ("jit", "jit_module_keys"):
         if getattr(brain, option):
             raise ValueError(
@@ -65,8 +73,8 @@ def compile_layers(modules, keys=None, mode="default", backend="inductor"):
     parts = [part for key in keys for part in _parts(modules[key])]
     if not parts:
         raise ValueError(
-            f"--compile: none of {', '.join(keys)} has a list of `layers` to compile. "
-            "Leave it out"
+            f"--compile: none of {', '.join(keys or modules)} has a list of `layers` to "
+            "compile. Leave it out"
         )
     for part in parts:
         part.compile(dynamic=True, mode=mode, backend=backend)
@@ -74,8 +82,8 @@ def compile_layers(modules, keys=None, mode="default", backend="inductor"):
 
 
 def _parts(module):
-    """What is compiled of a module: its layers, or theirs."""
-    layers = getattr(module, "layers", None)
+    """What is compiled of a module: its layers, those of its BERT, or theirs."""
+    layers = getattr(getattr(module, "bert", module), "layers", None)
     for layer in layers if isinstance(layers, nn.ModuleList) else ():
         if isinstance(layer, ConformerEncoderLayer):
             yield from (getattr(layer, name) for name in CONFORMER_PARTS)

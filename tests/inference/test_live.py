@@ -11,7 +11,7 @@ import torch
 from conftest import speak
 from test_streaming import RATE, parts  # noqa: F401  the fixture
 
-from cif_lobes.inference import live
+from cif_lobes.inference import lines, live
 from cif_lobes.inference.command import main
 from cif_lobes.inference.live import microphone, print_stream, raw_samples
 from cif_lobes.inference.stream import StreamingRecognizer
@@ -45,8 +45,10 @@ def test_words_are_shown_with_their_spaces(parts, capsys):  # noqa: F811
     assert said == f"{tokens[-1].text}\n"
 
 
-def test_a_line_is_an_utterance(recognizer, parts, capsys):  # noqa: F811
+def test_a_line_is_an_utterance(recognizer, parts, monkeypatch, capsys):  # noqa: F811
     """It ends at a pause, long before the end, and what comes later is another one."""
+    # It has learnt nothing, and says an end of sentence anywhere.
+    monkeypatch.setattr(StreamingRecognizer, "ended", False)
     said = text_of(parts, SPEECH)
     pause = np.zeros(3 * RATE, np.float32)
     signal = np.concatenate([SPEECH, pause, SPEECH])
@@ -73,7 +75,7 @@ def test_a_line_is_an_utterance(recognizer, parts, capsys):  # noqa: F811
 def test_silence_and_long_talks(recognizer, monkeypatch, capsys):
     print_stream(recognizer, iter([np.zeros(RATE, np.float32)] * 5))
     assert capsys.readouterr().out == ""
-    monkeypatch.setattr(live, "MAX_UTTERANCE", 1.0)
+    monkeypatch.setattr(lines, "MAX_UTTERANCE", 1.0)
     print_stream(recognizer, np.split(np.resize(SPEECH, 3 * RATE), 75))
     assert capsys.readouterr().out.count("\n") == 3
 
@@ -159,3 +161,44 @@ def test_no_microphone_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(ValueError, match="--microphone: .*pip install sounddevice"):
         next(microphone(RATE))
+
+
+class Talker:
+    """Says an end of sentence after every third chunk, and hears nothing behind it."""
+
+    sample_rate, at_pause, gate = 16000, False, types.SimpleNamespace(passed=1)
+
+    def __init__(self):
+        self.said, self.heard = "", 0
+
+    @property
+    def ended(self):
+        return len(self.said) == 3
+
+    def push(self, letter):
+        self.heard += 1
+        if self.ended:
+            return []
+        self.said += letter
+        return [types.SimpleNamespace(text=self.said)]
+
+    def finish(self):
+        self.said = ""
+        return []
+
+
+def test_what_follows_an_end_of_sentence_is_another_line(capsys):
+    print_stream(Talker(), "abcdefgh")
+    assert capsys.readouterr().out == "abc\ndef\ngh\n"
+
+
+def test_raw_files_are_passed_over(recognizer, parts, tmp_path, capsys):  # noqa: F811
+    """soundfile has a TypeError for them."""
+    soundfile.write(tmp_path / "a.wav", SPEECH, RATE)
+    (tmp_path / "b.raw").write_bytes(bytes(3200))
+    files = [str(tmp_path / name) for name in ("b.raw", "a.wav")]
+    with pytest.raises(SystemExit):
+        main(["run", *files, "--stream"])
+    out, err = capsys.readouterr()
+    assert "b.raw: raw samples do not say their rate" in err
+    assert text_of(parts, SPEECH)[:5] in out

@@ -3,8 +3,9 @@
 import shutil
 
 import pytest
+import speechbrain as sb
 import torch
-from test_sync import make_brain, step
+from test_sync import make_batch, make_brain, step
 from torch._dynamo.utils import counters
 
 from cif_lobes.nets.decoder import CIFDecoder, DecoderLayer
@@ -102,7 +103,15 @@ def test_a_brain_compiles_for_training_and_scores_without(tmp_path, monkeypatch)
     compiled._compile()
     torch.manual_seed(1)
     torch.testing.assert_close(step(compiled), wanted)
-    assert counters["stats"]["unique_graphs"] > 0
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    torch.compiler.reset()  # or what is there would be used
+    counters.clear()
+    compiled.on_stage_start(sb.Stage.VALID)
+    with torch.no_grad():
+        compiled.modules.eval()
+        compiled.compute_forward(make_batch(), sb.Stage.VALID)
+    assert not counters["stats"]["unique_graphs"]
 
 
 def test_what_cannot_be_compiled_is_said():
@@ -110,6 +119,22 @@ def test_what_cannot_be_compiled_is_said():
         compile_layers({"encoder": make_encoder()}, ["ctc"])
     with pytest.raises(ValueError, match="none of encoder has a list of `layers`"):
         compile_layers({"encoder": torch.nn.Linear(1, 1)})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"jit": True},
+        {"compile_module_keys": ["encoder"]},
+        {"compile": True, "compile_using_fullgraph": True},
+        {"compile": True, "compile_using_dynamic_shape_tracing": True},
+    ],
+)
+def test_options_that_say_nothing_are_refused(tmp_path, options):
+    brain = make_brain(tmp_path)
+    arguments = dict(brain.modules), torch.optim.SGD, vars(brain.hparams)
+    with pytest.raises(ValueError, match=f"--{list(options)[-1]}"):
+        CIFBrain(*arguments, {"device": "cpu", **options})
 
 
 @pytest.mark.slow

@@ -8,8 +8,12 @@ Nobody else reaches it unless --host says so: there is no password and no encryp
 
 import sys
 
+from cif_lobes.inference.command import check_installed
+from cif_lobes.inference.folders import is_onnx
 from cif_lobes.settings.checks import option_type
 from cif_lobes.settings.program import Parser, run_program
+
+GRACE = 5  # seconds after Ctrl-C for answers that are nearly ready
 
 
 def parse_arguments(argv):
@@ -55,13 +59,20 @@ def main(argv=None):
         sys.exit(f"{error.name} is missing: pip install 'cif-lobes[serve]'")
     from cif_lobes.inference.serve.worker import Worker, open_recognizer
 
+    if is_onnx(given.model):
+        check_installed("an ONNX export", "onnxruntime")
+        if given.beam or given.device != "cpu":
+            raise ValueError(
+                f"{given.model} is an ONNX export, which is greedy and runs on the cpu: "
+                "leave out --beam and --device, or serve the run"
+            )
     recognizer, make_stream = open_recognizer(given.model, given.device, given.beam)
     worker = Worker(recognizer, given.max_waiting, given.max_minutes)
     app = make_app(worker, given.max_megabytes)
     try:
         from cif_lobes.inference.serve.page import add_page
 
-        app = add_page(app, worker, make_stream)
+        app = add_page(app, worker, make_stream, given.max_megabytes)
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -71,7 +82,16 @@ def main(argv=None):
             file=sys.stderr,
         )
     print(f"http://{given.host}:{given.port}", flush=True)
-    uvicorn.run(app, host=given.host, port=given.port, log_level="warning")
+    try:
+        uvicorn.run(
+            app,
+            host=given.host,
+            port=given.port,
+            log_level="warning",
+            timeout_graceful_shutdown=GRACE,
+        )
+    finally:
+        worker.close()
 
 
 if __name__ == "__main__":

@@ -53,13 +53,15 @@ def make_app(worker, max_megabytes=200, max_wait=600):
     async def transcribe(request: Request):
         with tempfile.TemporaryDirectory() as folder:
             try:
-                path, fields = await _receive(request, max_megabytes * 1e6, folder)
+                path, name, fields = await _receive(
+                    request, max_megabytes * 1e6, folder
+                )
             except _TooLarge:
                 raise HTTPException(
                     413,
                     f"more than {max_megabytes:g} MB: send it in parts, or as FLAC or Opus",
                 ) from None
-            name, write, channel = path.name, *_read_fields(fields)
+            write, channel = _read_fields(fields)
             try:
                 future = worker.transcribe(
                     str(path), phrases(fields["hotwords"]), channel
@@ -97,7 +99,7 @@ def _read_fields(fields):
 
 
 async def _receive(request, max_bytes, folder):
-    """Write the recording into a folder; its path, and the fields beside it.
+    """Write the recording into a folder; its path, its name, the fields beside it.
 
     Bytes are counted as they come: a header may be wrong or missing.
     """
@@ -119,20 +121,19 @@ async def _receive(request, max_bytes, folder):
         "hotwords": None,
         **request.query_params,
     }
-    limited = Request(request.scope, counted)
+    limited, path = Request(request.scope, counted), pathlib.Path(folder, "recording")
     if not request.headers.get("content-type", "").startswith("multipart/"):
-        path = pathlib.Path(folder, "recording")
         with open(path, "wb") as file:
             async for chunk in limited.stream():
                 await run_in_threadpool(file.write, chunk)
-        return path, fields
+        return path, path.name, fields
     form = await limited.form(max_files=1)
     upload = form.get("file")
     if not hasattr(upload, "file"):
         raise HTTPException(400, "no field `file`: curl -F file=@a.wav ...")
-    # A name from outside is no path.
-    path = pathlib.Path(folder, os.path.basename(upload.filename or "") or "recording")
     with open(path, "wb") as file:
         await run_in_threadpool(shutil.copyfileobj, upload.file, file)
     fields.update((key, value) for key, value in form.items() if isinstance(value, str))
-    return path, fields
+    # A name from outside is for messages and answers, and never a path.
+    name = os.path.basename((upload.filename or "").replace("\0", "")) or path.name
+    return path, name, fields

@@ -7,6 +7,7 @@ import gradio
 import soundfile
 
 from cif_lobes.inference.formats import FORMATS
+from cif_lobes.inference.lines import Lines
 from cif_lobes.inference.serve.worker import Busy, phrases
 from cif_lobes.inference.stream_resampler import StreamResampler
 
@@ -14,7 +15,7 @@ KEPT = 3600  # seconds, of downloads and of what was uploaded
 SECONDS = 0.5  # of microphone at a time
 
 
-def add_page(app, worker, make_stream=None):
+def add_page(app, worker, make_stream=None, max_megabytes=200):
     """Put the page at / of an application.
 
     Arguments
@@ -23,12 +24,16 @@ def add_page(app, worker, make_stream=None):
     worker : cif_lobes.inference.serve.worker.Worker
     make_stream : callable, optional
         Makes a `StreamingRecognizer`: there is then a tab that writes while one speaks.
+    max_megabytes : float
+        Of an upload.
 
     Returns
     -------
     fastapi.FastAPI
     """
-    return gradio.mount_gradio_app(app, make_page(worker, make_stream), path="/")
+    page = make_page(worker, make_stream)
+    limit = int(max_megabytes * 1e6)
+    return gradio.mount_gradio_app(app, page, path="/", max_file_size=limit)
 
 
 def make_page(worker, make_stream=None):
@@ -123,10 +128,16 @@ def _microphone(worker, make_stream):
     def push(chunk, heard):
         heard = heard or Listener(make_stream())
         rate, samples = chunk
-        return heard, worker.submit(heard.push, samples, rate).result()
+        return heard, ask(heard.push, samples, rate)
 
     def finish(heard):
-        return None, worker.submit(heard.finish).result() if heard else ""
+        return None, ask(heard.finish) if heard else ""
+
+    def ask(function, *arguments):
+        try:
+            return worker.submit(function, *arguments).result()
+        except (Busy, ValueError) as error:
+            raise _error(str(error)) from None
 
     both = [listener, text]
     options = {"api_name": False, "concurrency_limit": None}
@@ -143,7 +154,7 @@ class Listener:
     """
 
     def __init__(self, recognizer):
-        self.recognizer, self.resampler, self.text = recognizer, None, ""
+        self.lines, self.resampler = Lines(recognizer), None
 
     def push(self, samples, rate):
         """What was said so far, with the next samples [n] or [n, channels], int16."""
@@ -151,17 +162,16 @@ class Listener:
             samples.reshape(len(samples), -1).mean(axis=1, dtype="float32") / 32768
         )
         if self.resampler is None:
-            self.resampler = StreamResampler(rate, self.recognizer.sample_rate)
-        return self._heard(self.recognizer.push(self.resampler.push(samples)))
+            self.resampler = StreamResampler(rate, self.lines.recognizer.sample_rate)
+        self.lines.push(self.resampler.push(samples))
+        return self._text()
 
     def finish(self):
         """All that was said."""
-        tokens = []
         if self.resampler:
-            tokens = self.recognizer.push(self.resampler.finish())
-        return self._heard([*tokens, *self.recognizer.finish()])
+            self.lines.push(self.resampler.finish())
+        self.lines.finish()
+        return self._text()
 
-    def _heard(self, tokens):
-        if tokens:
-            self.text = tokens[-1].text
-        return self.text
+    def _text(self):
+        return "\n".join(filter(None, [*self.lines.finished, self.lines.growing]))

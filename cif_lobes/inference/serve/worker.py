@@ -1,6 +1,7 @@
 """One recogniser for many clients: their recordings stand in one queue."""
 
 import functools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -111,7 +112,7 @@ def open_recognizer(folder, device="cpu", beam=None):
     if is_onnx(folder):
         from cif_lobes.inference.onnx import OnnxRecognizer
 
-        return OnnxRecognizer(folder), None
+        return OnnxRecognizer(folder, threads=os.cpu_count() or 1), None
     from cif_lobes.inference.recognizer import CIFRecognizer
     from cif_lobes.inference.stream import StreamingRecognizer
 
