@@ -1,7 +1,7 @@
 """Try the ranges of pyproject.toml: a fresh environment per pair of torch and torchaudio.
 
-    python tools/try_versions.py --folder /tmp/versions
-    python tools/try_versions.py 2.8.0 2.13.0/2.11.0 --folder /tmp/versions
+    python tools/try_versions.py --folder my/versions
+    python tools/try_versions.py 2.8.0 2.13.0/2.11.0 --folder my/versions
 
 tries the oldest pair that pyproject.toml allows, with the oldest of all other packages, and
 the newest torchaudio with its torch; or the pairs given, TORCH or TORCH/TORCHAUDIO. Each
