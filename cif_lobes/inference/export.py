@@ -13,7 +13,6 @@ That runs whatever the folder's yaml names; `open_export` and `open_run` do not,
 """
 
 import io
-import json
 import pathlib
 import shutil
 from pickle import UnpicklingError
@@ -29,7 +28,11 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.card import read_exported, write_card
-from cif_lobes.inference.windows import MAX_SECONDS
+from cif_lobes.inference.folders import (
+    copy_teacher_vocab,
+    longest_seconds,
+    use_vocabularies,
+)
 from cif_lobes.nets.kept_ears import export_ears, open_ears
 from cif_lobes.settings.safe_yaml import build, inside, read_settings
 from cif_lobes.storage.atomic_files import new_folder
@@ -288,7 +291,7 @@ def read_run(folder, average=None, num_checkpoints=None, decoding=None):
     exported, text = yaml.load(TEMPLATE), io.StringIO()
     exported["beam_size"] = settings["searcher"].get("beam_size", 1)
     exported |= {name: settings[name] for name in COPIED}
-    exported["max_seconds"] = _longest_seconds(folder)
+    exported["max_seconds"] = longest_seconds(folder)
     exported |= decoding or {}
     before = list(exported).index("searcher")
     for place, name in enumerate(("tokenizer", *NETWORK), before):
@@ -297,13 +300,6 @@ def read_run(folder, average=None, num_checkpoints=None, decoding=None):
     yaml.dump(exported, text)
     kept = {k: v for k, v in parameters.items() if k.split(".")[0] in NETWORK}
     return text.getvalue(), kept, vocabulary
-
-
-def _longest_seconds(folder):
-    """The longest training utterance of a run, at least 1; 20 at most, or if unknown."""
-    path = folder / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return min(max(record.get("longest_seconds", MAX_SECONDS), 1.0), MAX_SECONDS)
 
 
 def export_run(
@@ -345,7 +341,9 @@ def export_run(
         shutil.copyfile(vocabulary, folder / VOCABULARY)
         export_ears(run_folder, folder)
         (folder / "hyperparams.yaml").write_text(settings, encoding="utf-8")
-        learnt = build(settings, only=["model"])["model"].parameters()
+        built = build(settings, only=["model", "tokenizer"])
+        copy_teacher_vocab(built["tokenizer"], folder)
+        learnt = built["model"].parameters()
         exported = read_exported(settings, learnt, average, num_checkpoints)
         write_card(folder, out_folder, run_folder, exported, license)
 
@@ -396,5 +394,5 @@ def open_export(folder, overrides=None):
     hparams = build(folder / "hyperparams.yaml", overrides)
     open_ears(hparams["features"], folder)
     use_parameters(hparams["model"], path)
-    hparams["tokenizer"].path = inside(folder, VOCABULARY)
+    use_vocabularies(hparams["tokenizer"], folder, VOCABULARY)
     return hparams

@@ -1,6 +1,37 @@
 """What a model's folder is: a training run, an export, or an ONNX export."""
 
+import json
 import pathlib
+import shutil
+
+from cif_lobes.inference.windows import MAX_SECONDS
+from cif_lobes.settings.safe_yaml import inside
+
+TEACHER_VOCAB = "vocab.txt"  # in an export whose tokens are WordPieces
+
+
+def copy_teacher_vocab(tokenizer, folder):
+    """Put what a tokenizer of WordPieces splits words with into an export's folder.
+
+    Only who writes text in tokens reads it: hotwords.
+
+    Returns
+    -------
+    bool
+        Whether there is such a file.
+    """
+    source = getattr(tokenizer, "teacher_vocab", None)
+    if source is None or not source.is_file():
+        return source is not None
+    shutil.copyfile(source, pathlib.Path(folder, TEACHER_VOCAB))
+    return True
+
+
+def use_vocabularies(tokenizer, folder, name):
+    """Let a tokenizer read the files of an export's folder, whatever the export says."""
+    tokenizer.path = inside(folder, name)
+    if hasattr(tokenizer, "teacher_vocab"):
+        tokenizer.teacher_vocab = inside(folder, TEACHER_VOCAB)
 
 
 def is_onnx(folder):
@@ -51,3 +82,10 @@ def open_folder(folder, overrides=None):
 
     is_run = find_parameters(folder) is None
     return (open_run if is_run else open_export)(folder, overrides)
+
+
+def longest_seconds(folder):
+    """The longest training utterance of a run, at least 1; 20 at most, or if unknown."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return min(max(record.get("longest_seconds", MAX_SECONDS), 1.0), MAX_SECONDS)

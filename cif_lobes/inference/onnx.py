@@ -21,6 +21,7 @@ from cif_lobes.decoding.greedy import GreedyPath
 from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.inference.alignment import FrameClock
 from cif_lobes.inference.command import program
+from cif_lobes.inference.folders import use_vocabularies
 from cif_lobes.inference.pauses import shorten_pauses, true_time
 from cif_lobes.inference.recordings import is_one, is_steady
 from cif_lobes.inference.transcript import Token, Transcript, join_windows, words_of
@@ -197,7 +198,9 @@ def open_tokenizer(folder, settings):
             f"hotwords: {folder} has no tokenizer that could write them, as exports of "
             "before: export the run again"
         )
-    return kind(folder / VOCABULARY, language=settings["language"], **arguments)
+    tokenizer = kind(folder / VOCABULARY, language=settings["language"], **arguments)
+    use_vocabularies(tokenizer, folder, VOCABULARY)
+    return tokenizer
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.alignment import frame_clock
 from cif_lobes.inference.card import Exported, write_card
 from cif_lobes.inference.export import VOCABULARY, open_run
+from cif_lobes.inference.folders import TEACHER_VOCAB, copy_teacher_vocab
 from cif_lobes.inference.onnx_int8 import quantize
 from cif_lobes.nets.features import LogMel
 from cif_lobes.storage.atomic_files import new_folder
@@ -235,8 +236,8 @@ def _write_graphs(hparams, folder):
             "vocab_size": tokenizer.vocab_size,
         },
     }
-    if hasattr(tokenizer, "teacher_vocab"):
-        settings["tokenizer"]["teacher_vocab"] = str(tokenizer.teacher_vocab)
+    if copy_teacher_vocab(tokenizer, folder):
+        settings["tokenizer"]["teacher_vocab"] = TEACHER_VOCAB
     shutil.copyfile(tokenizer.path, folder / VOCABULARY)
     text = json.dumps(settings, ensure_ascii=False, indent=0)
     (folder / SETTINGS).write_text(text, encoding="utf-8")

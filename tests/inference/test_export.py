@@ -172,3 +172,25 @@ def test_export_refuses(trained, exported, tmp_path):
     (run / "hyperparams.yaml").write_text(yaml)
     with pytest.raises(ValueError, match="has a scorer"):
         open_run(run)
+
+
+def test_wordpieces_are_split_by_a_file_of_the_export(tmp_path):
+    """And by no other, whatever the export's yaml says."""
+    from cif_lobes.data.tokens import WordPieceTokenizer
+    from cif_lobes.inference.folders import copy_teacher_vocab, use_vocabularies
+
+    vocab = tmp_path / "teacher.txt"
+    vocab.write_text("[UNK]\n[CLS]\n[SEP]\nsee\n##s\n")
+    made = WordPieceTokenizer(tmp_path / "words.txt", 8, "en", vocab).fit(["sees"])
+    export = tmp_path / "export"
+    export.mkdir()
+    shutil.copy(made.path, export / "tokenizer.ckpt")
+    assert copy_teacher_vocab(made, export)
+    vocab.unlink()
+    read = WordPieceTokenizer("none", 8, "en", "/etc/passwd")
+    use_vocabularies(read, export, "tokenizer.ckpt")
+    assert read.encode("sees") == made.encode("sees") == [5, 4]
+    (export / "vocab.txt").unlink()
+    (export / "vocab.txt").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="vocab.txt"):
+        use_vocabularies(read, export, "tokenizer.ckpt")
