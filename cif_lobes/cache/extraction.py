@@ -3,6 +3,7 @@
 from hyperpyyaml import load_hyperpyyaml
 
 from cif_lobes.cache.build import VERBS
+from cif_lobes.cache.dry_run import estimate
 from cif_lobes.cache.ears import EarsStates
 from cif_lobes.cache.posteriors import Posteriors
 from cif_lobes.cache.speech_states import SpeechStates
@@ -25,7 +26,7 @@ def run(verb, hparams_file, run_opts, overrides):
     hparams_file : str
         A recipe's extract_*.yaml.
     run_opts : RunOptions
-        Not used: the device is a setting of the yaml.
+        Of which only `dry_run` is used: the device is a setting of the yaml.
     overrides : str
         Settings of the command line, as YAML.
     """
@@ -33,4 +34,10 @@ def run(verb, hparams_file, run_opts, overrides):
         hparams = load_hyperpyyaml(file, overrides)
     check_device(hparams["device"])
     kind = next((KINDS[name] for name in KINDS if name in hparams), TextStates)
-    VERBS[verb](kind(hparams))
+    dry_run = run_opts is not None and run_opts.get("dry_run")
+    if dry_run and verb != "build":
+        raise ValueError(f"--dry_run is of build, {verb} writes nothing anyway")
+    if dry_run:
+        estimate(kind, hparams)
+    else:
+        VERBS[verb](kind(hparams))

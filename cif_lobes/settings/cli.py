@@ -36,7 +36,7 @@ max_grad_norm optimizer_step_limit ckpt_interval_minutes
 ckpt_interval_steps test_only debug debug_batches debug_epochs noprogressbar"""
 
 # Ours among them, a switch: what the training would cost, from a few of its updates.
-DRY_RUN = "Say what is wrong and what the training would take; write nothing."
+DRY_RUN = "Say what is wrong and what it would take, write nothing."
 
 # SpeechBrain's own parser takes whole minutes only, its Brain any number.
 MINUTES = re.compile(r"(--ckpt_interval_minutes=)(\d+\.\d*|\.\d+)")

@@ -22,6 +22,7 @@ from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.text_states import TextStates
 from cif_lobes.commands import extract
 from cif_lobes.data.manifest import Utterance, write_manifest
+from cif_lobes.data.text import normalize
 from cif_lobes.losses.regression import regression_distillation
 from cif_lobes.teachers.text import TextTeacher
 
@@ -344,3 +345,25 @@ def test_the_script_killed_and_started_again(folder):
     assert subprocess.run(command, **options).returncode == 0
     assert len(TeacherCache(folder / "bert.h5")) == 2000
     run(folder, "verify")
+
+
+def test_a_dry_run_counts_and_writes_nothing(folder, capsys):
+    texts = [f"{text}{TEXTS[i % 6]}"[: 1 + i % 9] for i in range(60) for text in TEXTS]
+    write_texts(folder, texts)
+    before = sorted(folder.rglob("*"))
+    dry = {"dry_run": True}
+    extraction.run("build", str(folder / "extract.yaml"), dry, "")
+    assert sorted(folder.rglob("*")) == before
+    said = capsys.readouterr().out
+    assert "nothing was written" in said and "to compute   0:00:" in said
+    counts = re.search(r"bert.h5   (\d+) texts, ([\d,]+) tokens", said)
+    run(folder)
+    assert f"{counts[1]} distinct texts" in capsys.readouterr().out
+    cache = TeacherCache(folder / "bert.h5")
+    lengths = {
+        normalize(text, "zh"): len(cache[f"u{i:04d}"]) for i, text in enumerate(texts)
+    }
+    assert int(counts[1]) == len(lengths)
+    assert int(counts[2].replace(",", "")) == sum(lengths.values())
+    with pytest.raises(ValueError, match="verify writes nothing anyway"):
+        extraction.run("verify", str(folder / "extract.yaml"), dry, "")
