@@ -192,7 +192,8 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
     TrainingBrain
     """
     set_tf32(False)  # SpeechBrain allows it when it is imported
-    hparams["record"] = RunRecord(hparams["output_folder"])
+    logger = hparams.get("train_logger")
+    hparams["record"] = RunRecord(hparams["output_folder"], logger)
     hparams["model"] = torch.nn.ModuleDict(modules)
     hparams["checkpointer"].add_recoverable("model", hparams["model"])
     brain = brain_class(

@@ -88,6 +88,8 @@ SKIPPED = frozenset(
 # Settings that are not even looked at unless a teacher is asked for: recognition needs
 # none of them, and a loss may be of a class that only its author has.
 OF_TEACHERS = frozenset({"distillation"})
+# Those that only training reads.
+OF_TRAINING = frozenset({"train_logger"})
 
 PLAIN = "tag:yaml.org,2002:"
 PLAIN_TYPES = {"bool", "float", "int", "map", "merge", "null", "seq", "str"}
@@ -242,7 +244,8 @@ def inside(folder, name):
 
 def _resolve(text, name, overrides=None, teacher=False):
     """The text without references, checked before and after: they can compose tags."""
-    found = check_tags(text, name, () if teacher else OF_TEACHERS)
+    left_out = OF_TRAINING if teacher else OF_TRAINING | OF_TEACHERS
+    found = check_tags(text, name, left_out)
     if found:
         text = _leave_out(text, name, found)
         check_tags(text, name)  # all that is resolved has been looked at

@@ -6,6 +6,7 @@ the command, the commit, the seed, the hardware, the size of the network, the re
 
 import json
 import logging
+import numbers
 import os
 import pathlib
 import platform
@@ -100,6 +101,8 @@ class RunRecord:
     ---------
     folder : str
         The run's output folder.
+    train_logger : speechbrain.utils.train_logger.TrainLogger or callable, optional
+        Is given the figures of every epoch as well; or what makes it.
 
     Raises
     ------
@@ -116,7 +119,8 @@ class RunRecord:
 
     longest_seconds = train_hours = None
 
-    def __init__(self, folder):
+    def __init__(self, folder, train_logger=None):
+        self.train_logger = train_logger
         self.path = pathlib.Path(folder) / "run.json"
         self.epochs_path = pathlib.Path(folder) / "epochs.jsonl"
         self.device = "cpu"
@@ -190,6 +194,10 @@ class RunRecord:
         rows = [json.dumps(r) for r in [*earlier, row]]
         write_atomically(self.epochs_path, "\n".join(rows) + "\n")
         self._keep_peak_memory()
+        if self.train_logger is not None:
+            if callable(self.train_logger):  # not made before there is something to log
+                self.train_logger = self.train_logger()
+            _log_epoch(self.train_logger, row)
         left = (of - number) * row["seconds"]
         print(
             f"epoch {number}/{of}  update {updates}  lr {learning_rate:.2e}  "
@@ -249,3 +257,22 @@ def _latest(fact):
 
 def _json(record):
     return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def _log_epoch(logger, row):
+    """Give a line of epochs.jsonl to a logger, its figures under the names they have there.
+
+    What is within another is named after both, for instance losses.ce.value.
+    """
+    stages = {stage: dict(_flat(row[stage])) for stage in ("train", "valid")}
+    meta = {name: value for name, value in row.items() if name not in stages}
+    logger.log_stats(meta, stages["train"], stages["valid"])
+
+
+def _flat(figures, prefix=""):
+    """Names and numbers; what is no number is left out."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, numbers.Number):
+            yield f"{prefix}{name}", value
