@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, load_module
 
+from cif_lobes.commands import evaluate
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.decoding import language_model, rescoring
@@ -15,8 +15,6 @@ from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.runs import sweep
 from cif_lobes.runs.cif import load_run
 from cif_lobes.runs.stages import manifest_paths
-
-evaluate = load_module(ROOT / "evaluate.py")
 
 
 @pytest.fixture
