@@ -20,6 +20,7 @@ from tqdm import tqdm
 from cif_lobes.inference.folders import is_onnx
 from cif_lobes.inference.formats import FORMATS, as_row
 from cif_lobes.inference.inputs import STDIN, check_names, find_inputs, readable
+from cif_lobes.inference.recordings import duration_of
 from cif_lobes.inference.vad import WebRtcVad
 from cif_lobes.settings.checks import option_type
 from cif_lobes.settings.program import Parser, installed_name, run_program
@@ -120,7 +121,7 @@ def read_command(argv=None):
 
 def load(given):
     """The recogniser of a model, and what its `transcribe` gets besides."""
-    if (pathlib.Path(given.model) / "recognizer.json").exists():
+    if is_onnx(given.model):
         check_installed("an ONNX export", "onnxruntime")
         from cif_lobes.inference.onnx import OnnxRecognizer
 
@@ -229,8 +230,8 @@ def groups(inputs, seconds):
 def _seconds(file):
     """How long a file is; 0 of one that cannot be read, which is found out later."""
     try:
-        return soundfile.info(file).duration
-    except (OSError, soundfile.SoundFileError):
+        return duration_of(file, sample_rate=None)
+    except (OSError, ValueError, soundfile.SoundFileError):
         return 0.0
 
 

@@ -138,3 +138,14 @@ def test_an_onnx_export_without_onnxruntime_is_a_message(tmp_path, monkeypatch):
         ValueError, match="an ONNX export needs onnxruntime, not install"
     ):
         main([str(tmp_path), "a.wav"])
+
+
+def test_raw_samples_are_passed_over(exported, talks, tmp_path, capsys):
+    """soundfile has a TypeError for their name; what comes behind them is heard."""
+    raw = tmp_path / "b.raw"
+    raw.write_bytes(bytes(3200))
+    with pytest.raises(SystemExit, match="1 of 2 files could not be read"):
+        main([str(exported), str(raw), str(talks / "b.wav")])
+    printed = capsys.readouterr()
+    assert "b.wav\t" in printed.out
+    assert f"skipped {raw}: raw samples do not say their rate" in printed.err
