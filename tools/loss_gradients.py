@@ -1,67 +1,122 @@
 """How hard each loss pulls: the norm of its gradient on every module, per token.
 
-python tools/loss_gradients.py results/AISHELL-1/cif_hieradist/1986 --untrained
+python tools/loss_gradients.py recipes/AISHELL-1/hparams/cif_hieradist.yaml
 python tools/loss_gradients.py results/AISHELL-1/cif_hieradist/1986 --utterances 100
 
 Look before choosing acd_weight and lrd_weight for data of your own: a teacher whose
 gradient on the encoder is many times that of the cross-entropy delays recognition. Losses
-are unweighted; a run's own weights stand beside them. Reads the training set and, for
-runs with a teacher, its cache, as the run's yaml names them.
+are unweighted; the weights stand beside them. A yaml, with settings as train.py takes
+them, is looked at as training would begin: random parameters, or those of its
+`init_from`; nothing is written. A run is looked at as it is by now. Both read the
+training set and, where there is a teacher, its cache, which have to be there.
 """
 
 import argparse
 import pathlib
 import random
+import sys
 
 from cif_lobes.settings.program import run_program
 
 
-def parse_arguments():
-    """The command line."""
+def parse_arguments(words):
+    """The command line, and what of it are settings of a yaml."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=pathlib.Path, help="run folder")
+    parser.add_argument("source", type=pathlib.Path, help="run folder, or a yaml")
     parser.add_argument("--utterances", type=int, default=16, help="[%(default)s]")
     parser.add_argument(
-        "--untrained", action="store_true", help="random parameters, as before training"
+        "--untrained",
+        action="store_true",
+        help="random parameters, as before the run's training",
     )
-    return parser.parse_args()
+    arguments, settings = parser.parse_known_args(words)
+    if arguments.source.suffix != ".yaml":
+        arguments = parser.parse_args(words)  # refuses settings
+    return arguments, settings
 
 
-def main(arguments):
-    """Print the table of a run."""
+def main(arguments, settings=()):
+    """Print the table of a run or a yaml."""
     # Here, so that --help and a misspelt option need no torch.
     import torch
-    from speechbrain.dataio.batch import PaddedBatch
 
+    torch.manual_seed(0)  # what --untrained and the negatives of ACD are drawn from
+    if arguments.source.suffix == ".yaml":
+        brain, data = open_yaml(arguments.source, settings)
+    else:
+        brain, data = open_run(arguments.source, arguments.untrained)
+    norms, weights = measure(brain, data, arguments.utterances)
+    print(table(norms, weights, min(arguments.utterances, len(data))))
+
+
+def open_yaml(path, settings):
+    """The Brain that a yaml's training begins with, and its training set.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+    settings : list of str
+        As on the command line of train.py.
+
+    Returns
+    -------
+    brain : cif_lobes.training.cif.CIFBrain
+    data : speechbrain.dataio.dataset.DynamicItemDataset
+    """
+    from cif_lobes.runs.cif import begin
+    from cif_lobes.settings.cli import parse
+    from cif_lobes.settings.yaml_settings import yaml_settings
+
+    # What is there is read, and the heads' first updates are not what is asked for.
+    ours = {"skip_prep": "True", "distil_after": "0", "device": "cpu"}
+    keys = {setting.key for setting in yaml_settings(path)} | {"device"}
+    words = [f"--{key}={value}" for key, value in ours.items() if key in keys]
+    arguments = parse([str(path), *settings, "--dry_run", *words], path, "")
+    brain, _, datasets = begin(*arguments, None)
+    return brain, datasets["train"]
+
+
+def open_run(folder, untrained, overrides=None):
+    """The Brain of a run, and its training set; see `open_yaml`.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+    untrained : bool
+        With random parameters in place of its own.
+    overrides : dict, optional
+        Settings to change.
+    """
     from cif_lobes.data.batches import make_dataset
     from cif_lobes.runs.cif import load_run, make_brain
+    from cif_lobes.runs.ears import open_cache
     from cif_lobes.runs.stages import manifest_paths
     from cif_lobes.training.distillation import add_teacher
 
-    torch.manual_seed(0)  # what --untrained and the negatives of ACD are drawn from
     # The heads' first updates are not what is asked for.
-    _, hparams = load_run(arguments.run, {"distil_after": 0}, teacher=True)
+    overrides = {"distil_after": 0, **(overrides or {})}
+    _, hparams = load_run(folder, overrides, teacher=True)
     manifest = manifest_paths(hparams)["train"]
     cache = add_teacher(hparams, manifest)
     brain = make_brain(hparams, {"device": "cpu"})  # with the losses' heads
-    if not arguments.untrained:
+    if not untrained:
         brain.on_evaluate_start()
-    data = make_dataset(manifest, hparams["tokenizer"], hparams["sample_rate"], cache)
-    count = min(arguments.utterances, len(data))
-    chosen = random.Random(0).sample(range(len(data)), count)
-    norms, weights = measure(brain, PaddedBatch([data[i] for i in chosen]))
-    print(table(norms, weights, count))
+    heard = open_cache(hparams, {"train": manifest})
+    tokenizer, rate = hparams["tokenizer"], hparams["sample_rate"]
+    return brain, make_dataset(manifest, tokenizer, rate, cache, heard)
 
 
-def measure(brain, batch):
+def measure(brain, data, utterances):
     """Gradient norms of a batch.
 
     Arguments
     ---------
     brain : cif_lobes.training.cif.CIFBrain
-    batch : speechbrain.dataio.batch.PaddedBatch
+    data : speechbrain.dataio.dataset.DynamicItemDataset
+    utterances : int
+        Drawn from it.
 
     Returns
     -------
@@ -72,9 +127,13 @@ def measure(brain, batch):
     """
     import torch
     from speechbrain import Stage
+    from speechbrain.dataio.batch import PaddedBatch
 
     from cif_lobes.training.ledger import Ledger
 
+    count = min(utterances, len(data))
+    chosen = random.Random(0).sample(range(len(data)), count)
+    batch = PaddedBatch([data[i] for i in chosen])
     brain.ledger = Ledger()
     brain.modules.eval()  # without dropout: nothing is drawn but ACD's negatives
     predictions = brain.compute_forward(batch, Stage.VALID)
@@ -120,4 +179,4 @@ def table(norms, weights, count):
 
 
 if __name__ == "__main__":
-    run_program(lambda: main(parse_arguments()))
+    run_program(lambda: main(*parse_arguments(sys.argv[1:])))

@@ -34,6 +34,8 @@ class CIFOutput(NamedTuple):
     boundaries: Tensor
     """torch.Tensor, [B, U + 1], float32: token u lasts from boundary u to u + 1, in
     encoder frames; behind `lengths` the last one repeats. Not differentiable."""
+    alpha: Tensor
+    """torch.Tensor, [B, T], float: weights of the frames, unscaled, as they came."""
 
     @property
     def durations(self):
@@ -124,7 +126,9 @@ def cif(x, alpha, x_lengths, target_lengths=None, threshold=1.0, tail_threshold=
     else:
         embeddings = x.new_zeros(x.shape[0], num_tokens, x.shape[2])
         quantity = alpha.masked_fill(~plan.valid_mask, 0.0).sum(1) / threshold
-    return CIFOutput(embeddings, plan.lengths.squeeze(1), quantity.float(), boundaries)
+    return CIFOutput(
+        embeddings, plan.lengths.squeeze(1), quantity.float(), boundaries, alpha
+    )
 
 
 def cif_dense(
@@ -164,6 +168,7 @@ def cif_dense(
         plan.lengths.squeeze(1),
         plan.quantity.squeeze(1).float(),
         boundaries,
+        alpha,
     )
 
 

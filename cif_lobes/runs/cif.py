@@ -2,13 +2,9 @@
 
 import pathlib
 
-from speechbrain.utils.distributed import (
-    run_on_main,
-)
+from speechbrain.utils.distributed import run_on_main
 
-from cif_lobes.data.batches import (
-    make_dataset,
-)
+from cif_lobes.data.batches import make_dataset
 from cif_lobes.devices.processes import check_device
 from cif_lobes.nets.kept_ears import open_ears
 from cif_lobes.runs.bert import begin_with_bert
@@ -23,9 +19,7 @@ from cif_lobes.runs.stages import (
 )
 from cif_lobes.settings.safe_yaml import build
 from cif_lobes.storage.checkpoints import SafeCheckpointer
-from cif_lobes.storage.run_files import (
-    kept_tokenizer,
-)
+from cif_lobes.storage.run_files import kept_tokenizer
 from cif_lobes.training.cif import CIFBrain
 from cif_lobes.training.distillation import add_teacher
 
@@ -49,6 +43,21 @@ def run(hparams_file, run_opts, overrides, prepare):
     -------
     dict
         Summary of each test set, by name.
+    """
+    brain, hparams, datasets = begin(hparams_file, run_opts, overrides, prepare)
+    return train_and_score(brain, hparams_file, hparams, datasets)
+
+
+def begin(hparams_file, run_opts, overrides, prepare):
+    """All that a run needs before its first update; arguments as in `run`.
+
+    Returns
+    -------
+    brain : CIFBrain
+    hparams : dict
+        The loaded yaml.
+    datasets : dict of str to DynamicItemDataset
+        "train", "valid" and the test sets.
     """
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     tokenizer = hparams["tokenizer"]
@@ -74,7 +83,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     brain = make_brain(hparams, run_opts)
     if begins and hparams.get("init_from"):
         start_from(hparams["model"], hparams["init_from"], tokenizer)
-    return train_and_score(brain, hparams_file, hparams, datasets)
+    return brain, hparams, datasets
 
 
 def make_brain(hparams, run_opts):

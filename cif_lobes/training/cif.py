@@ -7,6 +7,7 @@ import torch
 from speechbrain.dataio.dataio import length_to_mask
 from torch import Tensor
 
+from cif_lobes.cif import cif
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.devices.lengths import Lengths
 from cif_lobes.losses.distillation import TokenStates
@@ -23,6 +24,7 @@ class Predictions(NamedTuple):
     fired: tuple  # CIFOutput, scaled to the true number of tokens
     logits: Tensor  # [B, U, V]
     states: Tensor  # [B, U, D] decoder states
+    taught: tuple  # what a teacher draws to its own: (vectors, states), both [B, U, D]
     tokens: Tensor  # [B, U] true tokens, end of sentence included
     token_lengths: Lengths  # [B]
 
@@ -32,7 +34,8 @@ class CIFBrain(RecognizerBrain):
 
     Reads from the yaml, besides `modules` and what `RecognizerBrain` reads: `ctc_weight`,
     `quantity_weight`, `label_smoothing`, `searcher` for validation; optionally
-    `test_searcher`, and of a `BERTDecoder` `bert_lr`, `bert_trained_from`.
+    `test_searcher`, `distil_detach_weights`, and of a `BERTDecoder` `bert_lr`,
+    `bert_trained_from`.
     """
 
     def init_optimizers(self):
@@ -54,10 +57,45 @@ class CIFBrain(RecognizerBrain):
         previous[:, 0] = self.hparams.tokenizer.bos_index
         if stage == sb.Stage.TRAIN:
             self._pace_bert()
-        logits, states = self.modules.decoder(fired.embeddings, previous, lengths)
+        vectors = fired.embeddings
+        if hasattr(batch, "teacher") and self.option("distil_detach_weights"):
+            logits, states, taught = self._decode_twice(
+                encoded, x_lengths, fired, previous, lengths
+            )
+        else:
+            logits, states = self.modules.decoder(vectors, previous, lengths)
+            taught = vectors, states
         return Predictions(
-            encoded, x_lengths, fired, logits, states, tokens, token_lengths
+            encoded, x_lengths, fired, logits, states, taught, tokens, token_lengths
         )
+
+    def _decode_twice(self, encoded, x_lengths, fired, previous, lengths):
+        """As usual, and for the teacher: from vectors whose weights have no gradient.
+
+        So a teacher moves what is fired, not how much: on good ears its losses otherwise
+        cost deletions and insertions. One pass over a batch of twice the size, since a
+        distributed module is called once an update.
+
+        Returns
+        -------
+        logits : torch.Tensor, [B, U, V]
+        states : torch.Tensor, [B, U, D]
+        taught : (torch.Tensor, torch.Tensor), both [B, U, D]
+            Vectors and states that the teacher's losses see; their values are those
+            of the others, but for dropout.
+        """
+        module = self.hparams.cif
+        thresholds = module.threshold, module.tail_threshold
+        frames = x_lengths.on_device
+        alpha = fired.alpha.detach()
+        vectors = cif(encoded, alpha, frames, lengths, *thresholds).embeddings
+        logits, states = self.modules.decoder(
+            torch.cat([fired.embeddings, vectors]),
+            previous.repeat(2, 1),
+            lengths.repeat(2),
+        )
+        num_rows = len(previous)
+        return logits[:num_rows], states[:num_rows], (vectors, states[num_rows:])
 
     def _pace_bert(self):
         """How far the training is decides what a decoder's BERT is shown, and whether it
@@ -87,8 +125,7 @@ class CIFBrain(RecognizerBrain):
         """The terms against the teacher's states [B, U, ...], one per token."""
         outputs = self.modules.distillation(
             TokenStates(
-                p.fired.embeddings,
-                p.states,
+                *p.taught,
                 p.tokens,
                 _valid_mask(p),
                 p.token_lengths.valid_rows(p.tokens.shape[1]),

@@ -1,9 +1,9 @@
 """Distillation in training: heads, caches that do not fit, and no teacher afterwards."""
 
 import json
-from argparse import Namespace
 
 import pytest
+import torch
 from conftest import ROOT, last_checkpoint, load_module, tiny_arguments, train
 from tiny_cache import WIDTH, make_cache
 
@@ -60,7 +60,9 @@ def test_gradient_norms_of_each_loss(corpus, tmp_path, teacher, capsys):
     tool = load_module(ROOT / "tools/loss_gradients.py")
     rows = {}
     for untrained in (True, False):
-        tool.main(Namespace(run=tmp_path / "run", utterances=5, untrained=untrained))
+        run = str(tmp_path / "run")
+        words = [run, "--utterances", "5", *["--untrained"] * untrained]
+        tool.main(*tool.parse_arguments(words))
         lines = capsys.readouterr().out.splitlines()[2:]
         names = [cell.strip() for cell in lines[0].split("|")[1:-1]]
         for line in lines[2:]:
@@ -73,6 +75,38 @@ def test_gradient_norms_of_each_loss(corpus, tmp_path, teacher, capsys):
     assert acd["encoder"] > 0 and acd["acd_head"] > 0 and acd["decoder"] == 0
     assert lrd["encoder"] > 0 and lrd["decoder"] > 0 and lrd["acd_head"] == 0
     assert rows["ce", True] != rows["ce", False]
+
+
+def test_gradient_norms_before_any_training(corpus, tmp_path, teacher, capsys):
+    """Of a yaml and settings as train.py takes them; no folder is made."""
+    tool = load_module(ROOT / "tools/loss_gradients.py")
+    words = arguments(corpus, tmp_path, teacher, lrd_weight=0.1, distil_after=9)
+    tool.main(*tool.parse_arguments([*words, "--utterances", "5"]))
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines if "|" in line]
+    assert names[-5:] == ["ce", "quantity", "ctc", "acd", "lrd"]
+    weight, *norms = map(float, lines[-1].split("|")[2:-1])
+    assert weight == 0.1 and norms[0] > 0  # which distil_after would hold back
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_may_leave_the_firing_alone(corpus, tmp_path, teacher):
+    """The gradient of its losses, and nobody else's, ends at the weights of CIF."""
+    settings = {"number_of_epochs": 1, "lrd_weight": 0.1, "distil_detach_weights": True}
+    train(arguments(corpus, tmp_path, teacher, **settings))
+    tool = load_module(ROOT / "tools/loss_gradients.py")
+    run = tmp_path / "run"
+    rows = []
+    for overrides in ({}, {"distil_detach_weights": False}):
+        torch.manual_seed(0)
+        rows.append(tool.measure(*tool.open_run(run, True, overrides), 5)[0])
+    detached, as_usual = rows
+    for name in ("acd", "lrd"):
+        assert detached[name]["cif"] == 0 < as_usual[name]["cif"]
+        assert detached[name]["encoder"] > 0
+    assert detached["lrd"]["decoder"] == pytest.approx(as_usual["lrd"]["decoder"])
+    for name in ("ce", "quantity", "ctc"):
+        assert detached[name] == pytest.approx(as_usual[name])
 
 
 @pytest.mark.parametrize("gone", ["acd", "lrd"])
