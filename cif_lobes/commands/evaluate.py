@@ -128,6 +128,7 @@ def main(given):
     from cif_lobes.decoding.searcher import BeamSearcher
     from cif_lobes.runs import sweep
     from cif_lobes.runs.cif import load_run
+    from cif_lobes.runs.ears import open_cache_if_it_serves
     from cif_lobes.runs.evaluation import score
     from cif_lobes.runs.stages import manifest_paths
     from cif_lobes.storage.parameters import read_parameters
@@ -160,10 +161,12 @@ def main(given):
             f"{given.run} has no set {sorted(unknown)[0]!r}; it has "
             f"{', '.join(manifests)}. Score other data with --csv FILE"
         )
+    manifests = {name: path for name, path in manifests.items() if name in splits}
+    heard = open_cache_if_it_serves(hparams, manifests)
+    tokenizer, rate = hparams["tokenizer"], hparams["sample_rate"]
     datasets = {
-        name: make_dataset(path, hparams["tokenizer"], hparams["sample_rate"])
+        name: make_dataset(path, tokenizer, rate, ears_cache=heard)
         for name, path in manifests.items()
-        if name in splits
     }
     if given.sweep:
         default = sweep.default_grid(hparams, bool(lm), bool(rescore))

@@ -93,6 +93,19 @@ def open_cache(hparams, manifests):
     )
 
 
+def open_cache_if_it_serves(hparams, manifests):
+    """`open_cache` for scoring: states that it does not have are computed.
+
+    A run outlives its cache, and is scored on other recordings than those in it.
+    """
+    try:
+        return open_cache(hparams, manifests)
+    except (OSError, ValueError) as error:
+        found = open_cache({**hparams, "ears_cache": None}, manifests)
+        logger.warning(f"the ears hear the recordings again: {error}")
+        return found
+
+
 def with_ears(parameters, features, folder, run):
     """A run's parameters, for a network that begins with them and has pretrained ears.
 

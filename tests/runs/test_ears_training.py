@@ -79,6 +79,16 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
         epochs(f / "run")[-1]["valid"]["loss"] for f in (tmp_path, computed)
     )
     assert ours == pytest.approx(theirs, rel=0.1)  # masks are drawn anew
+    # Scored from the cache, too, and without it when it is gone.
+    command = [sys.executable, "evaluate.py", str(tmp_path / "run"), "--split", "valid"]
+    scores = []
+    for gone in (False, True):
+        if gone:
+            (tmp_path / "ears.h5").unlink()
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert ("ears hear the recordings again: " in done.stderr) == gone
+        scores.append(done.stdout.split(";")[0])
+    assert scores[0].startswith("valid: ") and scores[0] == scores[1]
 
 
 def test_no_checkpoint_holds_the_ears(computed):
