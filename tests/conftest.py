@@ -128,6 +128,24 @@ def interrupt(command):
     assert process.wait() == 1
 
 
+def stop_after(updates, arguments):
+    """Train in a process of its own, which Ctrl-C ends after so many updates."""
+    code = f"""
+import runpy, sys
+from cif_lobes.training.recognizer import RecognizerBrain
+step, done = RecognizerBrain.optimizers_step, []
+def counted(self):
+    step(self)
+    done.append(1)
+    self.interrupted = len(done) == {updates}
+RecognizerBrain.optimizers_step = counted
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("recipes/AISHELL-1/train.py", run_name="__main__")
+"""
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT)
+    assert ended.returncode, "it should have been stopped"
+
+
 def last_checkpoint(run):
     """Parameters of the newest checkpoint."""
     newest = max(run.glob("save/CKPT*"), key=os.path.getmtime)
@@ -157,6 +175,16 @@ def exported(trained, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("exported") / "tones"
     export_run(trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported_onnx(trained, tmp_path_factory):
+    """Folder with its ONNX export."""
+    from cif_lobes.inference.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("onnx") / "tones"
+    export_onnx(trained, folder)
     return folder
 
 
@@ -192,11 +220,30 @@ def found_by_the_run(trained, signals):
         return brain.transcribe(*brain.encode(batch, Stage.TEST), Stage.TEST)[0]
 
 
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """Folders of tiny speech encoders by family, and of a student's run; as str."""
+    from tiny_ears import FAMILIES, make_folder
+    from tiny_hubert import write_student_run
+
+    folder = tmp_path_factory.mktemp("hub")
+    made = {family: make_folder(family, folder / family) for family in FAMILIES}
+    write_student_run(folder / "student")
+    return {**made, "student": str(folder / "student")}
+
+
 def pad(signals, value=0.0):
     """Batch and relative lengths, as SpeechBrain wants them."""
     lengths = torch.tensor([len(signal) for signal in signals])
     waves = torch.nn.utils.rnn.pad_sequence(signals, True, value)
     return waves, lengths / waves.shape[1]
+
+
+def spoil_padding(x, lengths):
+    """A batch [B, T, ...] with NaN behind the end of each: nothing may be read there."""
+    for row, length in zip(x, lengths, strict=True):
+        row[length:] = float("nan")
+    return x
 
 
 def epochs(run):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, epochs, last_checkpoint, tiny_arguments, train
+from conftest import ROOT, epochs, last_checkpoint, stop_after, tiny_arguments, train
 from tiny_bert import LETTERS, make_bert
 from tiny_ears import ears_arguments, make_folder
 from tiny_teacher import VOCAB
@@ -121,17 +121,7 @@ def test_resuming_equals_running_through(corpus, hub, tmp_path):
     whole, split = tmp_path / "whole", tmp_path / "split"
     train(arguments(corpus, whole, hub))
     stopped = arguments(corpus, split, hub)
-    code = (
-        "import sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
-        "from cif_lobes.training.recognizer import RecognizerBrain as B\n"
-        "step, count = B.optimizers_step, []\n"
-        "def once(self):\n"
-        "    step(self); count.append(1); self.interrupted = len(count) == 5\n"
-        "B.optimizers_step = once\n"
-        "import runpy; runpy.run_path('recipes/AISHELL-1/train.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *stopped], cwd=ROOT)
-    assert done.returncode, "it should have been stopped"
+    stop_after(5, stopped)
     first = last_checkpoint(split / "run")
     train(stopped)
     ours, theirs = last_checkpoint(whole / "run"), last_checkpoint(split / "run")

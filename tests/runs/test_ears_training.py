@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, epochs, last_checkpoint, train
+from conftest import ROOT, epochs, last_checkpoint, stop_after, train
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from tiny_ears import ears_arguments, make_folder
@@ -132,17 +132,7 @@ def test_trained_layers_resume_as_if_uninterrupted(corpus, ears, tmp_path):
     whole, split = tmp_path / "whole", tmp_path / "split"
     train(arguments(corpus, whole, ears, **changes))
     stopped = arguments(corpus, split, ears, **changes)
-    code = (
-        "import sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
-        "from cif_lobes.training.recognizer import RecognizerBrain as B\n"
-        "step, count = B.optimizers_step, []\n"
-        "def once(self):\n"
-        "    step(self); count.append(1); self.interrupted = len(count) == 4\n"
-        "B.optimizers_step = once\n"
-        "import runpy; runpy.run_path('recipes/AISHELL-1/train.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *stopped], cwd=ROOT)
-    assert done.returncode, "it should have been stopped"
+    stop_after(4, stopped)
     name = "features.top.0.fc1.weight"
     first = last_checkpoint(split / "run")[name]
     train(stopped)
