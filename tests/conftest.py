@@ -6,14 +6,12 @@ import json
 import os
 import pathlib
 import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from programs import run_python
 
 # One thread in this process and in every one it starts, whatever the caller exported:
 # tests are small, and runs that are compared bit by bit must sum in the same order.
@@ -24,6 +22,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = pathlib.Path(__file__).parent.parent
 PITCH = {"a": 300.0, "b": 700.0, "c": 1500.0, "d": 3000.0}  # Hz of each letter
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test first: else one of two workers ends minutes after the other."""
+    items.sort(key=lambda item: item.name != "test_commands_run_in_order")
 
 
 def speak(text, rate=16000, seconds=0.24, seed=0):
@@ -107,25 +110,8 @@ def tiny_arguments(corpus, folder, **changes):
 
 def train(arguments, recipe="AISHELL-1", processes=1, check=True):
     """Run a recipe's train.py in its own process."""
-    script = str(ROOT / "recipes" / recipe / "train.py")
-    command = [sys.executable, script, *arguments]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone"]
-        command[1:1] = [*launcher, f"--nproc_per_node={processes}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if check:
-        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done
-
-
-def interrupt(command):
-    """Run a training command and press Ctrl-C in its second epoch."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, **streams)
-    for line in process.stdout:
-        if "Going into epoch 2" in line:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
+    script = ROOT / "recipes" / recipe / "train.py"
+    return run_python([script, *arguments], check, processes=processes)
 
 
 def stop_after(updates, arguments):
@@ -142,7 +128,7 @@ RecognizerBrain.optimizers_step = counted
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("recipes/AISHELL-1/train.py", run_name="__main__")
 """
-    ended = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT)
+    ended = run_python(["-c", code, *arguments], check=False)
     assert ended.returncode, "it should have been stopped"
 
 

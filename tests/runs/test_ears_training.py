@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT, epochs, last_checkpoint, stop_after, train
+from programs import run_python
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from tiny_ears import ears_arguments, make_folder
@@ -37,11 +36,11 @@ def arguments(*corpus_folder_ears, **changes):
 
 def extract(verb, corpus, folder, ears):
     """The command that makes or checks the cache of the tone corpus."""
-    command = [sys.executable, "extract_teacher.py", verb, str(EXTRACT)]
+    command = ["extract_teacher.py", verb, str(EXTRACT)]
     command += ["--ears", ears, "--cache", str(folder / "ears.h5")]
     command += ["--manifests", str([str(path) for path in corpus])]
     command += ["--ears_layers", "[2, 3]", "--dtype", "float32"]
-    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    return run_python(command)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +118,7 @@ def test_it_recognises_and_is_exported(computed, tmp_path, signals):
 
 
 def test_evaluating_and_other_ears(corpus, ears, computed, tmp_path):
-    command = [sys.executable, "evaluate.py", str(computed / "run"), "--split", "valid"]
-    subprocess.run(command, check=True, cwd=ROOT)
+    run_python(["evaluate.py", computed / "run", "--split", "valid"])
     other = make_folder("wav2vec2", tmp_path / "other")
     done = train(arguments(corpus, computed, other), check=False)
     assert done.returncode and "is a run with the ears" in done.stderr
