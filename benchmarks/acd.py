@@ -19,6 +19,12 @@ from processes import KEEP_MEMORY, measure_apart, memory_status
 from cif_lobes.losses.contrastive import contrastive_distillation
 
 TEMPERATURE = 0.02
+SIZES = {
+    "tokens": (956, "target tokens of the batch (the published setting's average)"),
+    "negatives": (700, "negatives per token"),
+    "width": (768, "width of the teacher states"),
+    "rounds": (7, "timed rounds"),
+}
 
 
 def masked(student, teacher, num_negatives):
@@ -96,15 +102,7 @@ def report(args):
             f"| {peaks[way]:.1f} | {peaks[way] / peaks['masked']:.1f} "
             f"| {times['losses'][way]:.3f} |"
         )
-    return "\n".join(lines) + "\n"
-
-
-SIZES = {
-    "tokens": (956, "target tokens of the batch (the published setting's average)"),
-    "negatives": (700, "negatives per token"),
-    "width": (768, "width of the teacher states"),
-    "rounds": (7, "timed rounds"),
-}
+    return lines
 
 
 def measure(args, name):

@@ -48,7 +48,7 @@ def report(args):
         f"{args.device}, {args.precision}, torch {torch.__version__}; "
         f"{counters['stats']['unique_graphs']} graphs.",
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

@@ -31,6 +31,13 @@ from cif_lobes.nets.encoder import ConformerEncoder
 
 D, NHEAD, D_FFN, VOCAB = 256, 4, 2048, 4232  # AISHELL-1/cif.yaml
 BEAMS = (1, 10)
+SIZES = {
+    "batch": (8, "utterances searched at once"),
+    "seconds": (5.0, "duration of each"),
+    "steps": (15, "tokens of each; AISHELL-1's transcripts have 14.4"),
+    "layers": (6, "of the decoder with cross-attention"),
+    "rounds": (5, "timed rounds"),
+}
 
 
 def make_cif(beam_size, layers):
@@ -126,16 +133,7 @@ def report(args):
             f"| {seconds / audio:.4f} | {(encoder + seconds) / audio:.4f} "
             f"| {peaks[name]:.1f} | {peaks[name] / peaks[ours]:.1f} |"
         )
-    return "\n".join(lines) + "\n"
-
-
-SIZES = {
-    "batch": (8, "utterances searched at once"),
-    "seconds": (5.0, "duration of each"),
-    "steps": (15, "tokens of each; AISHELL-1's transcripts have 14.4"),
-    "layers": (6, "of the decoder with cross-attention"),
-    "rounds": (5, "timed rounds"),
-}
+    return lines
 
 
 def measure(args, name):

@@ -66,7 +66,7 @@ def report(args):
             f"| {ratio(seconds, way, 'HuBERT-base'):.3f} "
             f"| {macs / args.seconds:.2f} | {macs / base:.3f} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 SIZES = {"seconds": (15.0, "of audio"), "rounds": (7, "timed passes of each")}

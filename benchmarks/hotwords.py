@@ -12,10 +12,11 @@ import pathlib
 import random
 import statistics
 import tempfile
-import time
+from functools import partial
 
 import torch
-from processes import measure_apart, run_benchmark
+from interleaved import in_turn, ratio, run_benchmark
+from processes import measure_apart
 
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.context import Context
@@ -27,6 +28,13 @@ from cif_lobes.nets.decoder import CIFDecoder
 
 D, NHEAD, D_FFN, VOCAB = 256, 4, 2048, 4232  # AISHELL-1/cif.yaml
 WAYS = ("none", "tree", "ColDec")
+SIZES = {
+    "batch": (8, "utterances searched at once"),
+    "steps": (15, "tokens of each; AISHELL-1's transcripts have 14.4"),
+    "beam": (10, "hypotheses kept"),
+    "phrases": (1000, "in the list"),
+    "rounds": (9, "timed rounds"),
+}
 
 
 def make_phrases(count, folder):
@@ -59,14 +67,11 @@ def measure(args, name):
     }
     vectors = torch.randn(args.batch, args.steps, D)
     lengths = torch.full((args.batch,), args.steps)
-    seconds = {way: [] for way in WAYS}
-    for round_number in range(args.rounds + 1):
-        for way, searcher in searchers.items():
-            start = time.process_time()
-            searcher.eval()(vectors, lengths)
-            if round_number:  # the first search is slower
-                seconds[way].append(time.process_time() - start)
-    return seconds
+    searches = {
+        way: partial(searcher.eval(), vectors, lengths)
+        for way, searcher in searchers.items()
+    }
+    return in_turn(searches, args.rounds)
 
 
 def report(args):
@@ -80,20 +85,12 @@ def report(args):
         "|---|---:|---:|",
     ]
     for way in WAYS:
-        pairs = zip(times[way], times["none"], strict=True)
-        ratio = statistics.median(a / b for a, b in pairs)
         milliseconds = 1000 * statistics.median(times[way]) / args.batch
-        lines.append(f"| {way} | {milliseconds:.1f} | {ratio:.2f} |")
-    return "\n".join(lines) + "\n"
+        lines.append(
+            f"| {way} | {milliseconds:.1f} | {ratio(times, way, 'none'):.2f} |"
+        )
+    return lines
 
-
-SIZES = {
-    "batch": (8, "utterances searched at once"),
-    "steps": (15, "tokens of each; AISHELL-1's transcripts have 14.4"),
-    "beam": (10, "hypotheses kept"),
-    "phrases": (1000, "in the list"),
-    "rounds": (9, "timed rounds"),
-}
 
 if __name__ == "__main__":
-    run_benchmark(__doc__, SIZES, measure, report)
+    run_benchmark(__doc__, SIZES, report, measure)

@@ -52,7 +52,7 @@ def run_benchmark(description, sizes, report, measure=None):
     sizes : dict of str to (object, str)
         Default and explanation of each argument.
     report : callable
-        From the arguments to the table, in markdown.
+        From the arguments to the lines of the table, in markdown.
     measure : callable, optional
         From the arguments and the name of a measurement to what JSON can hold, for
         measurements in processes of their own: see `processes.measure_apart`.
@@ -72,7 +72,7 @@ def run_benchmark(description, sizes, report, measure=None):
     if args.measure:
         print(json.dumps(measure(args, args.measure)))
         return
-    table = report(args)
+    table = "\n".join(report(args)) + "\n"
     print(table, end="")
     if args.out:
         with open(args.out, "w", encoding="utf-8") as file:

@@ -54,7 +54,7 @@ def report(args):
         lines.append(
             f"| {name} | {size / 1e6:.2f} | {spent:.4f} | {against:.2f} | {said} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 SIZES = {

@@ -31,6 +31,14 @@ from cif_lobes.teachers.text import TextTeacher, token_batches
 CHARACTERS = [chr(0x4E00 + i) for i in range(4230)]
 BATCH = 256  # sentences, in the authors' code
 READS = 2000
+ARGUMENTS = {
+    "sentences": (20000, "utterances in all"),
+    "copies": (1, "how often each sentence occurs"),
+    "parts": (5, "interleaved parts"),
+    "layers": (4, "layers of the teacher"),
+    "width": (256, "width of the teacher, a multiple of 64"),
+    "batch_tokens": (4096, "teacher pieces in a batch of `cache`"),
+}
 
 
 class Characters:
@@ -196,7 +204,7 @@ def report(args):
             f"| {way} | {statistics.median(values):.0f} "
             f"| {values[int(0.99 * len(values))]:.0f} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def ratio_line(seconds, size):
@@ -212,15 +220,6 @@ def ratio_line(seconds, size):
         )
     return f"| ratio | {' | '.join(cells)} | {size['cache'] / size['padded']:.1%} |"
 
-
-ARGUMENTS = {
-    "sentences": (20000, "utterances in all"),
-    "copies": (1, "how often each sentence occurs"),
-    "parts": (5, "interleaved parts"),
-    "layers": (4, "layers of the teacher"),
-    "width": (256, "width of the teacher, a multiple of 64"),
-    "batch_tokens": (4096, "teacher pieces in a batch of `cache`"),
-}
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"

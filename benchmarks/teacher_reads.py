@@ -108,15 +108,17 @@ def report(args):
         way: 1e3 * statistics.median(s[1:]) / batches for way, s in seconds.items()
     }
     added = loads["with"] - loads["without"]
-    return (
+    return [
         f"Batches of 40 s, {count / batches:.0f} utterances, states of {WIDTH} float16 "
-        f"numbers; {rounds} rounds, one thread.\n\n"
-        "| per batch | ms |\n|---|---:|\n"
-        f"| made without states | {loads['without']:.2f} |\n"
-        f"| made with states | {loads['with']:.2f} |\n"
-        f"| forward and backward | {step:.0f} |\n"
-        f"| **the states' share of a step** | **{added / (step + added):.2%}** |\n"
-    )
+        f"numbers; {rounds} rounds, one thread.",
+        "",
+        "| per batch | ms |",
+        "|---|---:|",
+        f"| made without states | {loads['without']:.2f} |",
+        f"| made with states | {loads['with']:.2f} |",
+        f"| forward and backward | {step:.0f} |",
+        f"| **the states' share of a step** | **{added / (step + added):.2%}** |",
+    ]
 
 
 SIZES = {

@@ -41,6 +41,13 @@ YAML = ROOT / "recipes/AISHELL-1/hparams/cif.yaml"
 RATE = 16000
 # AISHELL-1's training set: 4.5 s and 14.4 characters on average, 14.5 s at most.
 CHARACTERS_PER_SECOND = 14.4 / 4.5
+SIZES = {
+    "seconds": (20.0, "audio of a batch"),
+    "batches": (3, "batches of a round"),
+    "rounds": (5, "timed rounds"),
+    "device": ("cpu", "cpu or cuda"),
+    "precision": ("fp32", "fp32 or bf16"),
+}
 
 
 def make_cif(run_opts):
@@ -233,16 +240,8 @@ def report(args):
             f"| {ratio(times['seconds'], way, 'cif'):.2f} "
             f"| {peaks[way]:.0f} | {peaks[way] / peaks['cif']:.2f} | {waits[way]} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
-
-SIZES = {
-    "seconds": (20.0, "audio of a batch"),
-    "batches": (3, "batches of a round"),
-    "rounds": (5, "timed rounds"),
-    "device": ("cpu", "cpu or cuda"),
-    "precision": ("fp32", "fp32 or bf16"),
-}
 
 if __name__ == "__main__":
     run_benchmark(__doc__, SIZES, report, measure)

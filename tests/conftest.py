@@ -6,14 +6,12 @@ import json
 import os
 import pathlib
 import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from programs import run_python
 
 # One thread in this process and in every one it starts, whatever the caller exported:
 # tests are small, and runs that are compared bit by bit must sum in the same order.
@@ -24,6 +22,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 ROOT = pathlib.Path(__file__).parent.parent
 PITCH = {"a": 300.0, "b": 700.0, "c": 1500.0, "d": 3000.0}  # Hz of each letter
+
+
+def pytest_collection_modifyitems(items):
+    """The longest test first: else one of two workers ends minutes after the other."""
+    items.sort(key=lambda item: item.name != "test_commands_run_in_order")
 
 
 def speak(text, rate=16000, seconds=0.24, seed=0):
@@ -107,25 +110,26 @@ def tiny_arguments(corpus, folder, **changes):
 
 def train(arguments, recipe="AISHELL-1", processes=1, check=True):
     """Run a recipe's train.py in its own process."""
-    script = str(ROOT / "recipes" / recipe / "train.py")
-    command = [sys.executable, script, *arguments]
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone"]
-        command[1:1] = [*launcher, f"--nproc_per_node={processes}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if check:
-        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done
+    script = ROOT / "recipes" / recipe / "train.py"
+    return run_python([script, *arguments], check, processes=processes)
 
 
-def interrupt(command):
-    """Run a training command and press Ctrl-C in its second epoch."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, **streams)
-    for line in process.stdout:
-        if "Going into epoch 2" in line:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
+def stop_after(updates, arguments):
+    """Train in a process of its own, which Ctrl-C ends after so many updates."""
+    code = f"""
+import runpy, sys
+from cif_lobes.training.recognizer import RecognizerBrain
+step, done = RecognizerBrain.optimizers_step, []
+def counted(self):
+    step(self)
+    done.append(1)
+    self.interrupted = len(done) == {updates}
+RecognizerBrain.optimizers_step = counted
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("recipes/AISHELL-1/train.py", run_name="__main__")
+"""
+    ended = run_python(["-c", code, *arguments], check=False)
+    assert ended.returncode, "it should have been stopped"
 
 
 def last_checkpoint(run):
@@ -161,6 +165,16 @@ def exported(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def exported_onnx(trained, tmp_path_factory):
+    """Folder with its ONNX export."""
+    from cif_lobes.inference.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("onnx") / "tones"
+    export_onnx(trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def utterances(corpus):
     """Validation utterances: file, waveform, text."""
     from cif_lobes.data.batches import read_audio
@@ -192,11 +206,30 @@ def found_by_the_run(trained, signals):
         return brain.transcribe(*brain.encode(batch, Stage.TEST), Stage.TEST)[0]
 
 
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    """Folders of tiny speech encoders by family, and of a student's run; as str."""
+    from tiny_ears import FAMILIES, make_folder
+    from tiny_hubert import write_student_run
+
+    folder = tmp_path_factory.mktemp("hub")
+    made = {family: make_folder(family, folder / family) for family in FAMILIES}
+    write_student_run(folder / "student")
+    return {**made, "student": str(folder / "student")}
+
+
 def pad(signals, value=0.0):
     """Batch and relative lengths, as SpeechBrain wants them."""
     lengths = torch.tensor([len(signal) for signal in signals])
     waves = torch.nn.utils.rnn.pad_sequence(signals, True, value)
     return waves, lengths / waves.shape[1]
+
+
+def spoil_padding(x, lengths):
+    """A batch [B, T, ...] with NaN behind the end of each: nothing may be read there."""
+    for row, length in zip(x, lengths, strict=True):
+        row[length:] = float("nan")
+    return x
 
 
 def epochs(run):

@@ -10,8 +10,8 @@ from safetensors.numpy import save_file
 
 from cif_lobes.data.batches import read_audio
 from cif_lobes.decoding.hotwords import read_hotwords
-from cif_lobes.inference.command import check_installed
 from cif_lobes.inference.export import use_parameters
+from cif_lobes.inference.folders import check_installed
 from cif_lobes.inference.inputs import Input, check_names, find_inputs
 from cif_lobes.inference.live import microphone, raw_samples
 from cif_lobes.inference.onnx import OnnxRecognizer, open_tokenizer

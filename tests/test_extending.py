@@ -1,17 +1,16 @@
 """docs/extending.md does what it says: its files are written, its commands run."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 import soundfile
 from conftest import ROOT, TINY, docs_files, rows_of, speak
 from hyperpyyaml import load_hyperpyyaml
+from programs import run_python
 
 from cif_lobes.runs.cif import make_brain
 
@@ -19,39 +18,23 @@ TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(part.split("\n", 1) for part in TEXT.split("\n## ")[1:])
 ENCODER, CORPUS = SECTIONS["Another encoder"], SECTIONS["Another corpus"]
 
-# Commands one after the other in a process of their own: what they import takes longer
-# than what they do here.
-RUNNER = """
-import json, runpy, sys
-for words in json.load(sys.stdin):
-    sys.argv = words[1:]
-    if sys.argv[0] == "-m":
-        sys.argv = sys.argv[1:]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
 
 def commands_of(text):
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
-def run(words, place, input=None):
-    environment = {**os.environ, "PYTHONPATH": str(place)}
-    done = subprocess.run(
-        words, cwd=place, env=environment, capture_output=True, text=True, input=input
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr[-4000:]}"
-    return done.stdout
+def run(words, place):
+    """A python command, in the copy."""
+    assert words[0] == "python"
+    return run_python(words[1:], cwd=place, env={"PYTHONPATH": str(place)}).stdout
 
 
 def train(command, place, **settings):
     settings = {**TINY, "device": "cpu", **settings}
     words = shlex.split(command.replace(" /data", f" {place}/data"))
     words += [part for k, v in settings.items() for part in (f"--{k}", str(v))]
-    run([sys.executable, *words[1:]], place)
+    run(words, place)
 
 
 @pytest.fixture
@@ -94,7 +77,7 @@ def test_another_encoder(place, corpus):
     (place / "my").mkdir()
     soundfile.write(place / "my/speech.wav", speak("abcd", seed=5), 16000)
     others = [shlex.split(c.replace("--split test", "--split set2")) for c in others]
-    out = run([sys.executable, "-c", RUNNER], place, json.dumps(others))
+    out = "".join(run(words, place) for words in others)
 
     run_folder = place / "results/AISHELL-1/cif_branchformer/1986"
     record = json.loads((run_folder / "run.json").read_text())
@@ -125,7 +108,7 @@ def test_another_corpus(place):
             wav.with_suffix(".txt").write_text(f"{text}\n")
     *made, last = commands_of(CORPUS)
     for command in made:
-        run(["bash", "-c", command], place)
+        subprocess.run(["bash", "-c", command], cwd=place, check=True)
     train(last, place, number_of_epochs=1)
     folder = place / "results/MyCorpus"
     rows = rows_of(folder / "manifests_mini/train.csv")

@@ -3,12 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, last_checkpoint, load_module, tiny_arguments, train
 from loss_contract import WIDTH, check_contract
+from programs import run_python
 from tiny_cache import make_cache
 
 YAML = ROOT / "recipes/AISHELL-1/hparams/cif_mini_hieradist.yaml"
@@ -94,6 +93,4 @@ def test_the_run_is_scored_without_it(taught, corpus):
         ["evaluate.py", str(taught), "--split", "set2"],
         ["-m", "cif_lobes.inference", str(taught), str(wav)],
     ):
-        command = [sys.executable, *command]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        run_python(command)

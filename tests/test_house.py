@@ -146,6 +146,24 @@ def test_scripts_use_the_library_and_their_own_folder(path):
     assert not imports(path) & others
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_script_takes_from_a_neighbour_is_there(path):
+    """Benchmarks are run by hand: without this, one that cannot start goes unseen."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        neighbour = path.parent / f"{getattr(node, 'module', None)}.py"
+        if isinstance(node, ast.ImportFrom) and neighbour.is_file():
+            there = {
+                name
+                for one in ast.parse(neighbour.read_text(encoding="utf-8")).body
+                for name in (
+                    [target.id for target in one.targets]
+                    if isinstance(one, ast.Assign)
+                    else [getattr(one, "name", None)]
+                )
+            }
+            assert {alias.name for alias in node.names} <= there, neighbour
+
+
 def start(modules, absent):
     """Import modules and see that others have not come along."""
     code = f"import sys, {', '.join(f'cif_lobes.{m}' for m in modules)}\n"

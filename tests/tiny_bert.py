@@ -2,26 +2,22 @@
 
 import torch
 import transformers
-from tiny_teacher import VOCAB
+from tiny_teacher import SMALL, VOCAB, write_vocab
 
 from cif_lobes.nets.bert_decoder import BERTDecoder
 
 LETTERS = ["a", "b", "c", "d"]  # of the tone corpus
 SPECIALS = ["<blank>", "<bos>", "<eos>", "<unk>"]
-WIDTH, HEADS, FFN = 16, 2, 32
-SIZES = {"width": WIDTH, "nhead": HEADS, "d_ffn": FFN}
+WIDTH = SMALL["hidden_size"]
+SIZES = {"width": WIDTH, "nhead": SMALL["num_attention_heads"], "d_ffn": 32}
 
 
 def make_bert(folder, head=True, num_layers=3, vocab=(*VOCAB, *LETTERS), **changes):
     """Save a BERT with or without its masked-LM head; its folder as str."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
-    config = transformers.BertConfig(
-        vocab_size=len(vocab),
-        hidden_size=WIDTH,
+    config = write_vocab(
+        folder,
+        vocab,
         num_hidden_layers=num_layers,
-        num_attention_heads=HEADS,
-        intermediate_size=FFN,
         layer_norm_eps=9.999999960041972e-13,  # as some configurations have it
         initializer_range=0.3,  # so that what differs a little is seen
         **changes,

@@ -1,7 +1,6 @@
 """A student, a teacher and waveforms, all small, that several tests share."""
 
 import json
-import sys
 
 import torch
 import transformers
@@ -110,4 +109,4 @@ def distil_arguments(corpus, folder):
     yaml = ROOT / "recipes/MiniSpeech/hparams/fithubert_mini.yaml"
     script = ROOT / "recipes/LibriSpeech/train_fithubert.py"
     flags = [part for k, v in settings.items() for part in (f"--{k}", str(v))]
-    return [sys.executable, str(script), str(yaml), *flags]
+    return [str(script), str(yaml), *flags]

@@ -15,7 +15,7 @@ import pathlib
 import sys
 import time
 
-from cif_lobes.settings.checks import option_type
+from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import run_program
 from cif_lobes.storage.atomic_files import write_atomically
 
@@ -31,12 +31,13 @@ def parse_arguments(argv=None):
     add, count = parser.add_argument, option_type(1, "how many")
     add("runs", nargs="+", metavar="RUN", help="run folders; the first is the baseline")
     add("--out", default="report.html", help="page to write (default: report.html)")
-    add(
+    add_option(
+        parser,
         "--audio_mb",
-        type=option_type(30.0, "0 for none"),
-        default=30.0,
-        help="MB of recordings in the page, those with the most errors first; the rest "
-        "is linked (default: 30)",
+        30.0,
+        "0 for none",
+        "MB of recordings in the page, those with the most errors first; the rest is "
+        "linked",
     )
     add(
         "--fires",

@@ -5,12 +5,7 @@ The format is a teacher's. The states are those of `cif_lobes.nets.ears.Pretrain
 changes waveforms in training is refused together with a cache (`cif_lobes.runs.ears`).
 """
 
-import os
-
-from cif_lobes.cache.audio_keys import audio_keys, memory_of
-from cif_lobes.cache.reader import TeacherCache
-from cif_lobes.cache.speech_states import SpeechStates
-from cif_lobes.data.manifest import read_manifest
+from cif_lobes.cache.speech_states import SpeechStates, open_for
 from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.nets.speech_encoder import WhisperEars
 
@@ -50,23 +45,17 @@ class EarsStates(SpeechStates):
         _check(cache, self.teacher, self.layers, self.keys)
         self.layers = cache.attributes["layer"]
 
-    def describe(self, cache):
-        """Ears, layers, how much, and what does not fit."""
-        made, keys = cache.attributes, self.keys
-        covered, size = sum(u in cache for u in keys), os.path.getsize(cache.path)
+    def describe_source(self, made):
+        """Lines on the ears, of a cache's attributes."""
         return [
-            cache.path,
             f"  ears      {made['ears']}, weights {made['ears_weights']}",
             f"  layers    {', '.join(map(str, made['layer']))}",
             f"  silence   {made['silence_samples']:,} samples behind each utterance",
-            f"  states    {cache.total_states:,} frames x "
-            f"{' x '.join(map(str, cache.shape))} {made['dtype']}",
-            f"  coverage  {covered:,} of {len(keys):,} utterances of the manifests; "
-            f"{len(cache):,} in the cache",
-            f"  size      {size:,} bytes, {size / len(cache) / 1000:.1f} kB per utterance",
-            f"  made by   {made['command']}",
-            *(f"  PROBLEM   {p}" for p in _problems(cache, keys)),
         ]
+
+    def problems(self, cache):
+        """What of a cache does not fit the manifests."""
+        return _problems(cache, self.keys)
 
 
 def identity_of(encoder, layers):
@@ -103,9 +92,8 @@ def open_ears_cache(path, encoder, layers, manifests):
     ValueError
         If it is of other ears, layers or recordings.
     """
-    cache = TeacherCache(path)
-    utterances = [u for m in manifests for u in read_manifest(m)]
-    _check(cache, encoder, layers, audio_keys(utterances, memory_of(path)))
+    cache, keys = open_for(path, manifests)
+    _check(cache, encoder, layers, keys)
     cache.use_layers(list(layers))
     return cache
 

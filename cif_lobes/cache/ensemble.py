@@ -133,14 +133,12 @@ class EnsembleCache:
 
 
 def open_ensemble_cache(hparams, manifest):
-    """The teachers' cache of a training set, checked against it.
+    """The teachers' cache of a training manifest, checked against it.
 
     Arguments
     ---------
     hparams : dict
         The loaded yaml: teacher_cache, tokenizer, vocab_size, error_unit.
-    manifest : str
-        Training manifest.
 
     Returns
     -------

@@ -101,22 +101,38 @@ class SpeechStates(TeacherStates):
         self.layers = cache.attributes["layers"]
 
     def describe(self, cache):
-        """Teacher, layers, how much, and what does not fit."""
+        """Whose states, of which layers, how much, and what does not fit."""
         made, keys = cache.attributes, self.keys
         covered = sum(utt_id in cache for utt_id in keys)
         size = os.path.getsize(cache.path)
         return [
             cache.path,
-            f"  teacher   {made['teacher']}, weights {made['teacher_weights']}",
-            f"  layers    {', '.join(map(str, made['layers']))}",
+            *self.describe_source(made),
             f"  states    {cache.total_states:,} frames x "
             f"{' x '.join(map(str, cache.shape))} {made['dtype']}",
             f"  coverage  {covered:,} of {len(keys):,} utterances of the manifests; "
             f"{len(cache):,} in the cache",
             f"  size      {size:,} bytes, {size / len(cache) / 1000:.1f} kB per utterance",
             f"  made by   {made['command']}",
-            *(f"  PROBLEM   {p}" for p in cache.problems(keys)),
+            *(f"  PROBLEM   {p}" for p in self.problems(cache)),
         ]
+
+    def describe_source(self, made):
+        """Lines on the teacher, of a cache's attributes."""
+        return [
+            f"  teacher   {made['teacher']}, weights {made['teacher_weights']}",
+            f"  layers    {', '.join(map(str, made['layers']))}",
+        ]
+
+    def problems(self, cache):
+        """What of a cache does not fit the manifests."""
+        return cache.problems(self.keys)
+
+
+def open_for(path, manifests):
+    """A cache, and the keys that the recordings of some manifests have; as a pair."""
+    utterances = [u for m in manifests for u in read_manifest(m)]
+    return TeacherCache(path), audio_keys(utterances, memory_of(path))
 
 
 def open_speech_cache(path, teacher, taught, manifests):
@@ -143,9 +159,7 @@ def open_speech_cache(path, teacher, taught, manifests):
     ValueError
         If it is of other weights, layers or recordings.
     """
-    cache = TeacherCache(path)
-    utterances = [u for m in manifests for u in read_manifest(m)]
-    keys = audio_keys(utterances, memory_of(path))
+    cache, keys = open_for(path, manifests)
     _check(cache, teacher, taught, keys)
     return cache
 

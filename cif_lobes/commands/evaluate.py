@@ -15,7 +15,8 @@ import argparse
 import os
 import sys
 
-from cif_lobes.settings.checks import option_type
+from cif_lobes.inference.command import add_hotwords
+from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import Parser, installed_name, run_program
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
@@ -50,22 +51,10 @@ def parse_arguments(argv):
         help="causal language model that ranks a beam again: folder or name",
     )
     add("--rescore_weight", type=weight, nargs="+", help="its weight (default: 0.2)")
-    add(
-        "--hotwords",
-        help="phrases to prefer: a text file, one a line, a weight behind a tab",
-    )
-    add(
-        "--hotword_weight",
-        type=option_type(1.0, "0 for none"),
-        help="what a token of theirs earns in the search (default: 1; with --coldec 0)",
-    )
+    add_hotwords(parser, None, "1; with --coldec 0")
     add("--coldec", help="network that knows --hotwords: folder of train_coldec.py")
-    add(
-        "--coldec_weight",
-        type=option_type(0.5, "0 to 1"),
-        default=0.5,
-        help="share of its distribution at every fire (default: 0.5)",
-    )
+    share = "share of its distribution at every fire"
+    add_option(parser, "--coldec_weight", 0.5, "0 to 1", share)
     add("--purify", type=count, help="phrases that a fire keeps (default: all)")
     add(
         "--eos_threshold",
@@ -288,7 +277,7 @@ def export(argv):
     names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}
     decoding = {name: chosen[n] for name, n in names.items() if n in chosen}
     if given.format == "onnx":
-        from cif_lobes.inference.command import check_installed
+        from cif_lobes.inference.folders import check_installed
 
         check_installed("--format onnx", "onnx", "onnxscript", "onnxruntime")
         from cif_lobes.inference.onnx_export import export_onnx as write

@@ -51,17 +51,7 @@ def resample(audio, rate, sample_rate):
 
 
 def read_utterance(u, sample_rate):
-    """The audio of an utterance of a manifest, as `read_audio`.
-
-    Arguments
-    ---------
-    u : cif_lobes.data.manifest.Utterance
-    sample_rate : int
-        Wanted rate in Hz.
-
-    Returns
-    -------
-    torch.Tensor, [samples], float32
+    """The audio of a `cif_lobes.data.manifest.Utterance`; see `read_audio`.
 
     Raises
     ------

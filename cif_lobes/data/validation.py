@@ -166,6 +166,8 @@ def prepare_splits(splits, save_folder, limits, max_rejected=0.01, audio_memory=
     splits : dict of str to list of Utterance
     save_folder : str
     limits : Limits
+        Of which a corpus preparer knows language and sample_rate; others are its
+        `**limits`.
     max_rejected : float
         Largest share of a split, 0 to 1, that may be rejected.
     audio_memory : str, optional

@@ -86,10 +86,8 @@ class BeamSearcher(torch.nn.Module):
 
         Arguments
         ---------
-        vectors : torch.Tensor, [B, U, D]
-            CIF vectors.
-        lengths : torch.Tensor, [B], int64
-            Fires of each utterance.
+        vectors, lengths
+            CIF vectors, as the decoder reads them, and fires of each utterance.
         encoded : torch.Tensor, [B, T, D], optional
             Encoder frames, for a `CTCScorer`.
         x_lengths : torch.Tensor, [B], int64, optional

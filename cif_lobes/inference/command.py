@@ -10,19 +10,18 @@ and the exit status is then 1.
 """
 
 import argparse
-import importlib.util
 import pathlib
 import sys
 
 import soundfile
 from tqdm import tqdm
 
-from cif_lobes.inference.folders import is_onnx
+from cif_lobes.inference.folders import is_onnx, open_recognizer
 from cif_lobes.inference.formats import FORMATS, as_row
 from cif_lobes.inference.inputs import STDIN, check_names, find_inputs, readable
 from cif_lobes.inference.recordings import duration_of
 from cif_lobes.inference.vad import WebRtcVad
-from cif_lobes.settings.checks import option_type
+from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import Parser, installed_name, run_program
 from cif_lobes.storage.atomic_files import write_atomically
 
@@ -50,12 +49,7 @@ def command_line():
     device = option_type("cpu", "", "device")
     add("--device", type=device, help="cpu, cuda or cuda:N (default: cpu)")
     add("--beam", type=count, help="hypotheses kept (default: as in the model's yaml)")
-    add(
-        "--batch_seconds",
-        type=option_type(60.0, "seconds"),
-        default=60.0,
-        help="seconds of audio in a batch",
-    )
+    add_option(parser, "--batch_seconds", 60.0, "seconds", "of audio in a batch")
     add("--threads", type=count, help="CPU threads of an ONNX export (default: 1)")
     add(
         "--max_seconds",
@@ -68,8 +62,8 @@ def command_line():
     return parser
 
 
-def add_hotwords(parser):
-    """The options of `use_hotwords`, which all recognisers have."""
+def add_hotwords(parser, weight=1.0, default="1"):
+    """The options of `use_hotwords`; the weight, and what is said of it."""
     parser.add_argument(
         "--hotwords",
         help="phrases to prefer: a text file, one a line, a weight behind a tab",
@@ -77,8 +71,8 @@ def add_hotwords(parser):
     parser.add_argument(
         "--hotword_weight",
         type=option_type(1.0, "0 for none"),
-        default=1.0,
-        help="what a token of theirs earns in the search (default: 1)",
+        default=weight,
+        help=f"what a token of theirs earns in the search (default: {default})",
     )
 
 
@@ -119,32 +113,6 @@ def read_command(argv=None):
     return given
 
 
-def load(given):
-    """The recogniser of a model, and what its `transcribe` gets besides."""
-    if is_onnx(given.model):
-        check_installed("an ONNX export", "onnxruntime")
-        from cif_lobes.inference.onnx import OnnxRecognizer
-
-        return OnnxRecognizer(given.model, given.threads or 1), {}
-    # Here, since they need PyTorch, and neither --help nor an ONNX export does.
-    from cif_lobes.inference.recognizer import CIFRecognizer
-
-    changed = {"beam_size": given.beam} if given.beam else None
-    device = given.device or "cpu"
-    recognizer = CIFRecognizer.from_folder(given.model, changed, device)
-    return recognizer, {"batch_seconds": given.batch_seconds}
-
-
-def check_installed(what, *packages):
-    """Refuse what needs a package that is only in the extra [onnx], and not there."""
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"{what} needs {', '.join(missing)}, not installed: pip install "
-            f"{' '.join(missing)}, or the extra [onnx] of cif-lobes"
-        )
-
-
 def main(argv=None):
     """Recognise what is given; exit status 1 if something was skipped."""
     given = read_command(argv)
@@ -153,7 +121,11 @@ def main(argv=None):
 
         skipped = stream(given)
     else:
-        recognizer, options = load(given)
+        recognizer, hparams = open_recognizer(
+            given.model, given.device or "cpu", given.beam, given.threads or 1
+        )
+        # An ONNX export hears one recording at a time.
+        options = {"batch_seconds": given.batch_seconds} if hparams else {}
         if given.hotwords:
             recognizer.use_hotwords(given.hotwords, given.hotword_weight)
         skipped = transcribe(recognizer, given, options)

@@ -314,12 +314,12 @@ def export_run(
 
     Arguments
     ---------
-    run_folder : str
-        Output folder of a training run.
     out_folder : str
         Made; must be empty if it exists.
-    average, num_checkpoints, decoding, license : optional
-        As in `read_run`, by default what the yaml says; and `card.write_card`.
+    run_folder, average, num_checkpoints, decoding
+        As in `read_run`.
+    license : str, optional
+        As in `card.write_card`.
 
     Raises
     ------
@@ -353,12 +353,10 @@ def open_run(folder, overrides=None, average=None, num_checkpoints=None):
 
     Arguments
     ---------
-    folder : str
-        Output folder of a training run.
+    folder, average, num_checkpoints
+        As in `read_run`.
     overrides : dict, optional
         Settings of an exported folder's yaml to change: beam_size, tail_threshold.
-    average, num_checkpoints : optional
-        As in `storage.parameters.average_parameters`; by default what the yaml says.
 
     Returns
     -------

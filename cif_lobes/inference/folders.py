@@ -1,5 +1,6 @@
 """What a model's folder is: a training run, an export, or an ONNX export."""
 
+import importlib.util
 import json
 import pathlib
 import shutil
@@ -82,6 +83,48 @@ def open_folder(folder, overrides=None):
 
     is_run = find_parameters(folder) is None
     return (open_run if is_run else open_export)(folder, overrides)
+
+
+def open_recognizer(folder, device="cpu", beam=None, threads=1):
+    """What transcribes recordings by a run, an export or an ONNX export.
+
+    Arguments
+    ---------
+    folder : str
+        Whichever it is.
+    device : str
+        cpu or cuda, not for an ONNX export.
+    beam : int, optional
+        Hypotheses kept, by default what the yaml says; not for an ONNX export.
+    threads : int
+        Of the CPU, for an ONNX export; of others PyTorch decides.
+
+    Returns
+    -------
+    recognizer : CIFRecognizer or OnnxRecognizer
+    hparams : dict or None
+        The objects of the folder; None for an ONNX export, which has none.
+    """
+    if is_onnx(folder):
+        check_installed("an ONNX export", "onnxruntime")
+        from cif_lobes.inference.onnx import OnnxRecognizer
+
+        return OnnxRecognizer(folder, threads), None
+    # Here, since they need PyTorch, and neither --help nor an ONNX export does.
+    from cif_lobes.inference.recognizer import CIFRecognizer
+
+    hparams = open_folder(folder, {"beam_size": beam} if beam else None)
+    return CIFRecognizer(hparams, device), hparams
+
+
+def check_installed(what, *packages):
+    """Refuse what needs a package that is only in the extra [onnx], and not there."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{what} needs {', '.join(missing)}, not installed: pip install "
+            f"{' '.join(missing)}, or the extra [onnx] of cif-lobes"
+        )
 
 
 def longest_seconds(folder):

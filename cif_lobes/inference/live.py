@@ -2,6 +2,9 @@
 
 A line is an utterance, see `lines`. What is piped in as - is raw: 16-bit samples of one
 channel, at the rate of the model.
+
+`file_chunks`, `raw_samples` and `microphone` yield what is heard as it comes: chunks
+numpy.ndarray, [samples], float32, at `rate` Hz.
 """
 
 import queue
@@ -103,18 +106,7 @@ def _chunks(samples, rate):
 
 
 def raw_samples(pipe, rate):
-    """Chunks of what is piped in.
-
-    Arguments
-    ---------
-    pipe : file
-        Of bytes: 16-bit integers, little endian, one channel.
-    rate : int
-        Hz.
-
-    Yields
-    ------
-    numpy.ndarray, [samples], float32
+    """Chunks of bytes piped in: 16-bit integers, little endian, one channel, at `rate`.
 
     Raises
     ------
@@ -134,15 +126,6 @@ def raw_samples(pipe, rate):
 
 def microphone(rate):
     """Chunks of the default microphone, without end.
-
-    Arguments
-    ---------
-    rate : int
-        Hz.
-
-    Yields
-    ------
-    numpy.ndarray, [samples], float32
 
     Raises
     ------

@@ -96,15 +96,7 @@ class OnnxRecognizer:
         max_seconds, on_error, channel, vad : optional
             As `cif_lobes.inference.recognizer.CIFRecognizer.transcribe`.
 
-        Returns
-        -------
-        cif_lobes.inference.transcript.Transcript, or list of them
-            In the order given; None where on_error was called.
-
-        Raises
-        ------
-        OSError, soundfile.SoundFileError, ValueError
-            If one cannot be read or is no waveform, and there is no on_error.
+        Returns and raises what that does.
         """
         if is_one(recordings):
             (transcript,) = self.transcribe(

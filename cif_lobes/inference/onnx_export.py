@@ -127,29 +127,16 @@ def export_onnx(
     license=None,
     int8=False,
 ):
-    """Write the recogniser of a run as ONNX.
+    """Write the recogniser of a run as ONNX; see `cif_lobes.inference.export.export_run`.
 
-    Arguments
-    ---------
-    run_folder : str
-        Output folder of a training run.
-    out_folder : str
-        Made; must be empty if it exists.
-    average, num_checkpoints, decoding : optional
-        As in `cif_lobes.inference.export.read_run`. Whatever the yaml says, the search
-        is greedy.
-    license : str, optional
-        As in `cif_lobes.inference.card.write_card`.
-    int8 : bool
-        Whether to keep matrices as 8-bit integers; see `cif_lobes.inference.onnx_int8`.
+    Whatever the yaml says, the search is greedy. With `int8`, matrices are kept as 8-bit
+    integers; see `cif_lobes.inference.onnx_int8`.
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        As `cif_lobes.inference.export.read_run`; also if there is no graph for such a
-        network, or a beam is asked for.
-    FileExistsError
-        If there is something in out_folder.
+    FileNotFoundError, ValueError, FileExistsError
+        As `export_run`; also if there is no graph for such a network, or a beam is asked
+        for.
     """
     beam = (decoding or {}).get("beam_size", 1)
     if beam > 1:

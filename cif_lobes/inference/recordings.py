@@ -196,9 +196,8 @@ def is_steady(signal, sample_rate):
 
     Arguments
     ---------
-    signal : numpy.ndarray, [samples], float32
-    sample_rate : int
-        Hz.
+    signal, sample_rate
+        Of a recording or a window of it, as in `rhythm`, or shorter, or silent.
 
     Returns
     -------

@@ -29,7 +29,7 @@ from cif_lobes.inference.folders import Opened
 from cif_lobes.inference.gate import SpeechGate
 from cif_lobes.inference.recordings import as_waveform, check_finite
 from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
-from cif_lobes.settings.checks import option_type
+from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import Parser, run_program
 
 
@@ -267,12 +267,7 @@ def main(argv=None):
         type=option_type(1, "how many"),
         help="how many of them, from the first on (default: all)",
     )
-    add(
-        "--chunk_ms",
-        type=option_type(40.0, "ms"),
-        default=40.0,
-        help="audio that arrives at once, ms",
-    )
+    add_option(parser, "--chunk_ms", 40.0, "ms", "audio that arrives at once, ms")
     device = option_type("cpu", "", "device")
     add("--device", type=device, default="cpu", help="cpu, cuda or cuda:N")
     add_hotwords(parser)

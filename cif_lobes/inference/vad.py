@@ -31,13 +31,7 @@ class WebRtcVad:
         self.detector = webrtcvad.Vad(strictness)
 
     def __call__(self, signal, sample_rate):
-        """Decide for each 10 ms.
-
-        Arguments
-        ---------
-        signal : numpy.ndarray, [samples], float32
-        sample_rate : int
-            Hz.
+        """Decide for each 10 ms of a signal, [samples], float32, of `sample_rate` Hz.
 
         Returns
         -------

@@ -129,17 +129,13 @@ class BERTDecoder(nn.Module):
         return [p for p in parameters if p.requires_grad]
 
     def forward(self, vectors, previous_tokens, lengths=None):
-        """All steps at once.
+        """All steps at once, as `cif_lobes.nets.decoder.CIFDecoder.forward`.
 
         Arguments
         ---------
-        vectors : torch.Tensor, [B, U, D]
-            CIF vectors.
-        previous_tokens : torch.Tensor, [B, U], int64
-            Token before each step, bos first, of utterances that end with eos. Read in
-            train mode only; None shows no true token there either.
-        lengths : torch.Tensor, [B], int64, optional
-            Vectors of each utterance, all U if not given.
+        vectors, previous_tokens, lengths
+            As there, of utterances that end with eos. Previous tokens are read in train
+            mode only, and None shows no true token there either; lengths always.
 
         Returns
         -------

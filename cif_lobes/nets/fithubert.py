@@ -315,14 +315,9 @@ class HintedStudent(nn.Module):
         )
 
     def forward(self, signal, lengths):
-        """What the student thinks the teacher's layers say.
+        """What the student thinks that the teacher's layers say of waveforms.
 
-        Arguments
-        ---------
-        signal : torch.Tensor, [B, samples], float32
-            Waveforms, zero beyond the end of each.
-        lengths : torch.Tensor, [B], int64
-            Samples of each waveform.
+        The arguments are those of `cif_lobes.nets.speech_encoder.SpeechEncoder.forward`.
 
         Returns
         -------

@@ -79,11 +79,6 @@ class FrozenStudent(nn.Module):
         True: a learnt average of all layers, as SUPERB does
         (https://arxiv.org/abs/2105.01051, 2.3). False: the last layer.
 
-    Attributes
-    ----------
-    hop, centre : int
-        Samples from one frame to the next, and before the centre of the first.
-
     Example
     -------
     >>> student = FitHuBERT(d_model=48, num_layers=2, d_ffn=64)

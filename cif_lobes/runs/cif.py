@@ -25,31 +25,13 @@ from cif_lobes.training.distillation import add_teacher
 
 
 def run(hparams_file, run_opts, overrides, prepare):
-    """Prepare the data, train, and score the test sets.
-
-    Arguments
-    ---------
-    hparams_file : str
-        The recipe's yaml.
-    run_opts : dict
-        SpeechBrain's run options.
-    overrides : str or dict
-        Settings of the command line.
-    prepare : callable
-        From the loaded yaml: writes the manifests train_csv, valid_csv, test_csv name.
-        Not called with `skip_prep`.
-
-    Returns
-    -------
-    dict
-        Summary of each test set, by name.
-    """
+    """Prepare the data, train, and score; see `cif_lobes.runs` and `train_and_score`."""
     brain, hparams, datasets = begin(hparams_file, run_opts, overrides, prepare)
     return train_and_score(brain, hparams_file, hparams, datasets)
 
 
 def begin(hparams_file, run_opts, overrides, prepare):
-    """All that a run needs before its first update; arguments as in `run`.
+    """All that a run needs before its first update; see `cif_lobes.runs`.
 
     Returns
     -------

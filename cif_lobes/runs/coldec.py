@@ -6,9 +6,8 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from cif_lobes.cache import cif_vectors
 from cif_lobes.cache.reader import TeacherCache
-from cif_lobes.decoding.context import BEST_KEY, RECOGNIZER
-from cif_lobes.decoding.language_model import loader_options
-from cif_lobes.runs.stages import assemble, finish, fit_batches, load_settings
+from cif_lobes.decoding.context import RECOGNIZER
+from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
 from cif_lobes.storage.atomic_files import write_atomically
 from cif_lobes.storage.parameters import read_parameters
 from cif_lobes.storage.run_files import keep_tokenizer
@@ -19,19 +18,7 @@ from cif_lobes.training.coldec import ColDecBrain, VectorSet
 def run(hparams_file, run_opts, overrides):
     """Cache the recogniser's CIF vectors unless that is done, train, and measure.
 
-    Arguments
-    ---------
-    hparams_file : str
-        The recipe's yaml.
-    run_opts : dict
-        SpeechBrain's run options.
-    overrides : str or dict
-        Settings of the command line.
-
-    Returns
-    -------
-    dict
-        Figures of the validation set.
+    See `cif_lobes.runs`; the figures are those of `fit_tokens`, and `utterances`.
     """
     hparams = load_settings(hparams_file, run_opts, overrides)
     tokenizer = hparams["tokenizer"]
@@ -49,22 +36,8 @@ def run(hparams_file, run_opts, overrides):
     # From here on nothing of it is needed: its vectors are on the disk.
     del recognizer
     brain = assemble(ColDecBrain, hparams, run_opts, hparams["modules"])
-    valid_options = loader_options(sets["valid"], hparams["device_batch_tokens"])
-    fit_batches(
-        brain,
-        hparams_file,
-        hparams,
-        sets,
-        loader_options(
-            sets["train"],
-            hparams["batch_tokens"],
-            hparams["device_batch_tokens"],
-            hparams["seed"],
-        ),
-        valid_options,
-    )
-    brain.evaluate(sets["valid"], min_key=BEST_KEY, test_loader_kwargs=valid_options)
-    figures = {**brain.test_figures, "utterances": len(sets["valid"])}
+    figures = fit_tokens(brain, hparams_file, hparams, sets)
+    figures |= {"utterances": len(sets["valid"])}
     if if_main_process():
         folder = hparams["output_folder"]
         print(f"valid: loss {figures['loss']:.3f}, {brain.describe(figures)}; {folder}")

@@ -19,18 +19,7 @@ HEADS = ("ctc_head", "seq_head")  # not taken from a pretrained network
 
 
 def run(hparams_file, run_opts, overrides, prepare):
-    """Prepare the data, train, and score the test sets.
-
-    Arguments
-    ---------
-    hparams_file, run_opts, overrides, prepare
-        See `cif_lobes.runs.cif.run`.
-
-    Returns
-    -------
-    dict
-        Summary of each test set, by name.
-    """
+    """Prepare the data, train, and score; see `cif_lobes.runs` and `train_and_score`."""
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     tokenizer = hparams["tokenizer"]
     run_on_main(fit_tokenizer, args=[hparams, manifests["train"]])

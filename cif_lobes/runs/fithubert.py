@@ -10,13 +10,7 @@ from cif_lobes.training.fithubert import FitHuBERTBrain
 
 
 def run(hparams_file, run_opts, overrides, prepare):
-    """Prepare the data and distil.
-
-    Arguments
-    ---------
-    hparams_file, run_opts, overrides, prepare
-        See `cif_lobes.runs.cif.run`.
-    """
+    """Prepare the data and distil; see `cif_lobes.runs`. There is nothing to score."""
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     teacher, cache = SpeechTeacher(hparams["teacher"]), None
     brain = make_brain(hparams, run_opts, teacher)

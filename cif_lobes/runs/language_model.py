@@ -2,13 +2,8 @@
 
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from cif_lobes.decoding.language_model import (
-    BEST_KEY,
-    TokenText,
-    check_text,
-    loader_options,
-)
-from cif_lobes.runs.stages import assemble, finish, fit_batches, load_settings
+from cif_lobes.decoding.language_model import TokenText, check_text
+from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
 from cif_lobes.storage.run_files import keep_tokenizer
 from cif_lobes.training.language_model import LanguageModelBrain
 
@@ -16,15 +11,7 @@ from cif_lobes.training.language_model import LanguageModelBrain
 def run(hparams_file, run_opts, overrides):
     """Read the text, train, and measure the best checkpoint's perplexity.
 
-    Arguments
-    ---------
-    hparams_file, run_opts, overrides
-        See `cif_lobes.runs.cif.run`.
-
-    Returns
-    -------
-    dict
-        Figures of the validation text.
+    See `cif_lobes.runs`; the figures are those of `fit_tokens`, and how much text it was.
     """
     hparams = load_settings(hparams_file, run_opts, overrides)
     tokenizer = hparams["tokenizer"]
@@ -41,23 +28,8 @@ def run(hparams_file, run_opts, overrides):
             )
     run_on_main(keep_tokenizer, args=[hparams])
     brain = assemble(LanguageModelBrain, hparams, run_opts, hparams["modules"])
-    valid_options = loader_options(texts["valid"], hparams["device_batch_tokens"])
-    fit_batches(
-        brain,
-        hparams_file,
-        hparams,
-        texts,
-        loader_options(
-            texts["train"],
-            hparams["batch_tokens"],
-            hparams["device_batch_tokens"],
-            hparams["seed"],
-        ),
-        valid_options,
-    )
-    brain.evaluate(texts["valid"], min_key=BEST_KEY, test_loader_kwargs=valid_options)
-    figures = {
-        **brain.test_figures,
+    figures = fit_tokens(brain, hparams_file, hparams, texts)
+    figures |= {
         "sentences": len(texts["valid"]),
         "tokens": len(texts["valid"].tokens),
         "oov_rate": texts["valid"].oov_rate,

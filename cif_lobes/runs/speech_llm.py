@@ -18,12 +18,7 @@ IDENTITY = "llm.json"  # of a run folder: what the adapter was trained for
 
 
 def run(hparams_file, run_opts, overrides, prepare):
-    """Prepare the data, train the adapter, and score the test sets.
-
-    Arguments
-    ---------
-    hparams_file, run_opts, overrides, prepare
-        See `cif_lobes.runs.cif.run`.
+    """Prepare the data, train the adapter, and score; see `cif_lobes.runs`.
 
     Returns
     -------

@@ -21,6 +21,7 @@ from cif_lobes.data.batches import (
 )
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.validation import MEMORY, prepare_own_data
+from cif_lobes.decoding.language_model import loader_options
 from cif_lobes.devices.precision import set_tf32
 from cif_lobes.devices.processes import check_device
 from cif_lobes.nets.ears import PretrainedEars
@@ -78,7 +79,7 @@ def start(hparams_file, run_opts, overrides, prepare):
     Arguments
     ---------
     hparams_file, run_opts, overrides, prepare
-        See `run`.
+        See `cif_lobes.runs`.
 
     Returns
     -------
@@ -93,7 +94,7 @@ def start(hparams_file, run_opts, overrides, prepare):
 
 
 def load_settings(hparams_file, run_opts, overrides):
-    """Join the other processes, load the yaml, make the output folder; see `run`."""
+    """Join the other processes, load the yaml, make the output folder; see `start`."""
     check_device(run_opts.get("device"))
     ddp_init_group(run_opts)
     settings = read_plain(hparams_file, overrides)
@@ -118,15 +119,7 @@ def load_settings(hparams_file, run_opts, overrides):
 
 
 def fit_tokenizer(hparams, manifest):
-    """Make or load the vocabulary and keep it in the run folder.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded yaml.
-    manifest : str
-        Training manifest.
-    """
+    """Make or load the vocabulary of a training manifest; keep it in the run folder."""
     tokenizer = hparams["tokenizer"]
     tokenizer.fit(u.wrd for u in read_manifest(manifest))
     found = len(tokenizer.symbols)
@@ -210,18 +203,7 @@ def assemble(brain_class, hparams, run_opts, modules, **kwargs):
 
 
 def fit(brain, hparams_file, hparams, datasets):
-    """Train on audio; on Ctrl-C say how to go on.
-
-    Arguments
-    ---------
-    brain : cif_lobes.training.brain.TrainingBrain
-    hparams_file : str
-        The recipe's yaml, for the run record.
-    hparams : dict
-        The loaded yaml.
-    datasets : dict of str to DynamicItemDataset
-        "train" and "valid".
-    """
+    """Train any Brain on audio; on Ctrl-C say how to go on; see `train_and_score`."""
     train_options = train_loader_options(
         datasets["train"],
         hparams["batch_seconds"],
@@ -238,6 +220,29 @@ def fit(brain, hparams_file, hparams, datasets):
     hparams["record"].longest_seconds = max(durations)
     hparams["record"].train_hours = sum(durations) / 3600
     fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options)
+
+
+def fit_tokens(brain, hparams_file, hparams, sets):
+    """Train on sequences of tokens, as `fit` does, and measure the best checkpoint.
+
+    Arguments
+    ---------
+    sets : dict of str to TokenText or VectorSet
+        "train" and "valid".
+
+    Returns
+    -------
+    dict
+        Figures of "valid".
+    """
+    at_once = hparams["device_batch_tokens"]
+    train_options = loader_options(
+        sets["train"], hparams["batch_tokens"], at_once, hparams["seed"]
+    )
+    options = loader_options(sets["valid"], at_once)
+    fit_batches(brain, hparams_file, hparams, sets, train_options, options)
+    brain.evaluate(sets["valid"], min_key=brain.best_key, test_loader_kwargs=options)
+    return brain.test_figures
 
 
 def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options):
@@ -269,12 +274,7 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
 
 
 def manifest_paths(hparams):
-    """The manifests of a run by the name of their split.
-
-    Arguments
-    ---------
-    hparams : dict
-        The loaded yaml.
+    """The manifests of a loaded yaml by the name of their split.
 
     Returns
     -------

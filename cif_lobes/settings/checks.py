@@ -122,6 +122,28 @@ def option_type(default, comment, key="value"):
     return read
 
 
+def add_option(parser, name, default, comment, what):
+    """An option of which the default is said once.
+
+    Arguments
+    ---------
+    parser : argparse.ArgumentParser
+    name : str
+        With its dashes.
+    default : int or float
+    comment : str
+        What a yaml says of such a setting, see `option_type`.
+    what : str
+        Its help.
+    """
+    parser.add_argument(
+        name,
+        type=option_type(default, comment),
+        default=default,
+        help=f"{what} (default: {default:g})",
+    )
+
+
 def read_value(text):
     """A value as YAML reads it; None for null, for objects and for references.
 

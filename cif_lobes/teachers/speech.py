@@ -23,10 +23,9 @@ class SpeechTeacher(WaveformEncoder):
 
     Raises
     ------
-    FileNotFoundError
-        If source looks like a path and is no folder.
-    ValueError
-        If it is another kind of model, or weights are missing.
+    FileNotFoundError, ValueError
+        As `cif_lobes.nets.pretrained.load_model`; also for a model that is not of the base
+        kind.
 
     Example
     -------

@@ -206,12 +206,7 @@ class TextTeacher(torch.nn.Module):
             )
 
     def count_unknown(self, texts):
-        """Pieces of which the teacher knows nothing.
-
-        Arguments
-        ---------
-        texts : list of AlignedText
-            From `align`.
+        """Pieces of texts from `align` of which the teacher knows nothing.
 
         Returns
         -------

@@ -16,17 +16,7 @@ def add_teacher(hparams, manifest):
     They exist while a network is trained and in its checkpoints; the size of their heads
     is the cache's. Nothing else needs them, see `cif_lobes.storage.parameters.fill`.
 
-    Arguments
-    ---------
-    hparams : dict
-        The loaded yaml; see `open_cache` and `add_losses`.
-    manifest : str
-        Training manifest.
-
-    Returns
-    -------
-    TeacherCache or None
-        None if no distillation loss weighs anything.
+    What it needs of the yaml is in `open_cache`, which gives the cache, and `add_losses`.
     """
     cache = open_cache(hparams, manifest)
     if cache is not None:

@@ -79,10 +79,8 @@ class InsertSilence(nn.Module):
 
         Arguments
         ---------
-        waves : torch.Tensor, [B, samples], float32
-            Waveforms, zero beyond the end of each.
-        lengths : torch.Tensor, [B], int64
-            Samples of each.
+        waves, lengths
+            As of `cif_lobes.nets.speech_encoder.SpeechEncoder.forward`.
 
         Returns
         -------

@@ -49,10 +49,8 @@ def prepare_aishell(data_folder, save_folder, max_rejected=0.01, **limits):
         Holds data_aishell, or is it.
     save_folder : str
         Receives train.csv, dev.csv, test.csv, rejected.csv.
-    max_rejected : float
-        Largest share of a split, 0 to 1, that may be rejected.
-    **limits
-        Fields of `cif_lobes.data.manifest.Limits` other than language and sample_rate.
+    max_rejected, **limits
+        See `cif_lobes.data.validation.prepare_splits`.
 
     Raises
     ------

@@ -56,10 +56,8 @@ def prepare_librispeech(
         Receives train.csv, one csv per other split, and rejected.csv.
     train_splits, valid_splits, test_splits : list of str
         Folder names.
-    max_rejected : float
-        Largest share of a manifest, 0 to 1, that may be rejected.
-    **limits
-        Fields of `cif_lobes.data.manifest.Limits` other than language and sample_rate.
+    max_rejected, **limits
+        See `cif_lobes.data.validation.prepare_splits`.
 
     Raises
     ------

@@ -62,10 +62,8 @@ def prepare_timit(data_folder, save_folder, max_rejected=0.01, **limits):
         Holds TRAIN and TEST, or TIMIT/ with them.
     save_folder : str
         Receives train.csv, dev.csv, test.csv, rejected.csv.
-    max_rejected : float
-        Largest share of a split, 0 to 1, that may be rejected.
-    **limits
-        Fields of `cif_lobes.data.validation.Limits` other than language and sample_rate.
+    max_rejected, **limits
+        See `cif_lobes.data.validation.prepare_splits`.
 
     Raises
     ------

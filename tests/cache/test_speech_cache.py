@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import h5py
@@ -11,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from conftest import ROOT, write_corpus
+from programs import run_python
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from tiny_hubert import TEACHER, distil_arguments, make_student
@@ -181,15 +180,15 @@ def test_training_from_a_cache(corpus, tmp_path):
     yaml = (ROOT / "recipes/LibriSpeech/hparams/extract_hubert.yaml").read_text()
     yaml = yaml.replace("teacher: facebook/hubert-base-ls960", f"teacher: {teacher}")
     (tmp_path / "extract.yaml").write_text(yaml)
-    command = [sys.executable, "extract_teacher.py", str(tmp_path / "extract.yaml")]
+    command = ["extract_teacher.py", str(tmp_path / "extract.yaml")]
     command += ["--layers", "[1, 2]", "--cache", str(tmp_path / "hubert.h5")]
     saved = f"{tmp_path}/a/run/save"  # where training keeps the checked copies
     command += ["--manifests", f"[{saved}/train.csv, {saved}/valid.csv]"]
-    subprocess.run(distil_arguments(corpus, tmp_path / "a"), check=True, cwd=ROOT)
-    subprocess.run(command, check=True, cwd=ROOT)
+    run_python(distil_arguments(corpus, tmp_path / "a"))
+    run_python(command)
     cached = distil_arguments(corpus, tmp_path / "b")
     cached += ["--teacher_cache", str(tmp_path / "hubert.h5")]
-    subprocess.run(cached, check=True, cwd=ROOT)
+    run_python(cached)
     rows = [(tmp_path / f"{run}/run/epochs.jsonl").read_text() for run in "ab"]
     ours, theirs = (json.loads(r.splitlines()[-1])["valid"]["loss"] for r in rows)
     assert ours == pytest.approx(theirs, rel=0.01)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import spoil_padding
 
 from cif_lobes.data.tokens import BOS, EOS, CharTokenizer
 from cif_lobes.decoding.context import RECOGNIZER, Context, load_coldec, load_context
@@ -48,10 +49,7 @@ def make_coldec(fine=False):
 @pytest.fixture(scope="module")
 def vectors():
     torch.manual_seed(2)
-    vectors = torch.randn(3, 3, D)
-    for row, length in zip(vectors, LENGTHS, strict=True):
-        row[length:] = float("nan")
-    return vectors
+    return spoil_padding(torch.randn(3, 3, D), LENGTHS)
 
 
 def by_hand(decoder, coldec, vectors, fires, tokens, weight, ends=True):

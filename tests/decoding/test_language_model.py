@@ -3,12 +3,11 @@
 import gzip
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT
+from programs import run_python
 
 from cif_lobes.data.tokens import BLANK, BOS, EOS, CharTokenizer
 from cif_lobes.decoding.fusion import fuse
@@ -41,10 +40,10 @@ def train_lm(folder):
         "output_folder": folder / "lm",
         **TINY_LM,
     }
-    command = [sys.executable, str(ROOT / "recipes/AISHELL-1/train_lm.py")]
-    command += [part for k, v in settings.items() for part in (f"--{k}", str(v))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    command = [ROOT / "recipes/AISHELL-1/train_lm.py"]
+    run_python(
+        [*command, *(p for k, v in settings.items() for p in (f"--{k}", str(v)))]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import spoil_padding
 from speechbrain.decoders.scorer import (
     BaseScorerInterface,
     CTCScorer,
@@ -42,10 +43,7 @@ def decoder():
 def vectors():
     """Four utterances; nothing may be read beyond their fires."""
     torch.manual_seed(1)
-    vectors = torch.randn(4, 4, D)
-    for row, length in zip(vectors, LENGTHS, strict=True):
-        row[length:] = float("nan")
-    return vectors
+    return spoil_padding(torch.randn(4, 4, D), LENGTHS)
 
 
 def emitted(tokens, fires):

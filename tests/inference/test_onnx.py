@@ -30,15 +30,8 @@ RATE = 16000
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx") / "tones"
-    export_onnx(trained, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def onnx(exported):
-    return OnnxRecognizer(exported)
+def onnx(exported_onnx):
+    return OnnxRecognizer(exported_onnx)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +150,7 @@ def test_stft_as_a_convolution():
     )
 
 
-def test_no_pytorch(exported, corpus, tmp_path):
+def test_no_pytorch(exported_onnx, corpus, tmp_path):
     """Neither it nor SpeechBrain can be imported, and still: from wav to text."""
     (tmp_path / "names.txt").write_text("caca\nxyz\n")
     code = """
@@ -167,37 +160,37 @@ from cif_lobes.inference.command import main
 main(sys.argv[1:])
 """
     file = read_manifest(corpus[1])[0].wav
-    command = [sys.executable, "-c", code, str(exported), str(file)]
+    command = [sys.executable, "-c", code, str(exported_onnx), str(file)]
     command += ["--hotwords", str(tmp_path / "names.txt"), "--hotword_weight", "8"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "1 of 2 phrases cannot be written" in done.stderr
-    onnx = OnnxRecognizer(exported)
+    onnx = OnnxRecognizer(exported_onnx)
     onnx.use_hotwords(["caca"], 8)
     found = onnx.transcribe(file).text
     assert "caca" in found and done.stdout == f"{file}\t{found}\n"
 
 
-def test_command_line(exported, tmp_path, capsys):
+def test_command_line(exported_onnx, tmp_path, capsys):
     """Another rate, two channels, json."""
     mono = speak("abcd", 44100)
     soundfile.write(tmp_path / "a.wav", np.stack([mono, mono], axis=1), 44100)
-    main([str(exported), str(tmp_path / "a.wav"), "--format", "json"])
+    main([str(exported_onnx), str(tmp_path / "a.wav"), "--format", "json"])
     found = json.loads(capsys.readouterr().out)
-    plain = OnnxRecognizer(exported).transcribe(speak("abcd"))
+    plain = OnnxRecognizer(exported_onnx).transcribe(speak("abcd"))
     assert found["text"] == plain.text
     with pytest.raises(FileNotFoundError, match="evaluate.py export RUN"):
         OnnxRecognizer(tmp_path)
     for option in ("--beam 2", "--device cpu", "--stream"):
         with pytest.raises(SystemExit):
-            main([str(exported), "a.wav", *option.split()])
+            main([str(exported_onnx), "a.wav", *option.split()])
         assert f"{option[:6]}" in (said := capsys.readouterr().err)
         assert "is not for an ONNX export, which is greedy" in said
 
 
-def test_export_refuses(trained, exported, tmp_path):
+def test_export_refuses(trained, exported_onnx, tmp_path):
     with pytest.raises(FileExistsError, match="not empty"):
-        export_onnx(trained, exported)
+        export_onnx(trained, exported_onnx)
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         export_onnx(tmp_path, tmp_path / "out")
 
@@ -241,19 +234,19 @@ def test_an_encoder_that_is_no_graph_is_refused(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_cannot_be_read_are_skipped(exported, tmp_path, capsys):
+def test_files_that_cannot_be_read_are_skipped(exported_onnx, tmp_path, capsys):
     soundfile.write(tmp_path / "a.wav", speak("abcd"), 16000)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, "float32"), 16000)
     (tmp_path / "broken.wav").write_bytes(b"RIFF, but no more")
     files = [str(tmp_path / f"{n}.wav") for n in ("broken", "missing", "empty", "a")]
     with pytest.raises(SystemExit, match="3 of 4 files could not be read"):
-        main([str(exported), *files])
+        main([str(exported_onnx), *files])
     out, err = capsys.readouterr()
     assert out.startswith(f"{files[3]}\t") and out.count("\n") == 1
     for file in files[:3]:
         assert f"skipped {file}: " in err
     with pytest.raises(SystemExit):
-        main([str(exported), *files, "--format", "srt"])
+        main([str(exported_onnx), *files, "--format", "srt"])
     assert "srt is for one file" in capsys.readouterr().err
 
 

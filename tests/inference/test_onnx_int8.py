@@ -7,17 +7,15 @@ from huggingface_hub import ModelCard
 
 from cif_lobes.commands.evaluate import export
 from cif_lobes.inference.onnx import OnnxRecognizer
-from cif_lobes.inference.onnx_export import export_onnx
 from cif_lobes.inference.onnx_int8 import before_logarithms
 
 
 @pytest.fixture(scope="module")
-def folders(trained, tmp_path_factory):
+def folders(trained, exported_onnx, tmp_path_factory):
     """The export as floats, and the one of integers, from the command line."""
-    folder = tmp_path_factory.mktemp("int8")
-    export_onnx(trained, folder / "floats")
-    export([str(trained), str(folder / "int8"), "--format", "onnx", "--int8"])
-    return folder / "floats", folder / "int8"
+    folder = tmp_path_factory.mktemp("int8") / "tones"
+    export([str(trained), str(folder), "--format", "onnx", "--int8"])
+    return exported_onnx, folder
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from programs import run_python
 from tiny_hubert import in_batch, make_signals, write_student_run
 
 from cif_lobes.inference.s3prl_export import export_s3prl
@@ -69,8 +70,7 @@ def test_s3prl_reads_the_students_states(exported, tmp_path):
 def test_the_command(exported, tmp_path):
     _, folder = exported
     script = str(ROOT / "recipes/LibriSpeech/export_s3prl.py")
-    command = [sys.executable, script, str(folder.parent / "run"), str(tmp_path / "x")]
-    subprocess.run(command, check=True)
+    run_python([script, folder.parent / "run", tmp_path / "x"])
     names = {"expert.py", "fithubert.py", "hubconf.py", "student.pt"}
     assert {path.name for path in (tmp_path / "x").iterdir()} == names
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import speak, tiny_arguments, train, write_corpus
+from conftest import speak, spoil_padding, tiny_arguments, train, write_corpus
 from torch.nn import functional
 
 from cif_lobes.cif import CIF
@@ -135,9 +135,7 @@ def test_chunked_encoder_alone_equals_in_a_batch():
     """Padding, NaN included, is not seen within the last chunk either."""
     encoder = chunked_encoder(chunk_size=4)
     x_lengths = torch.tensor([150, 101, 64, 7, 1])
-    x = torch.randn(5, 150, 20)
-    for row, length in zip(x, x_lengths, strict=True):
-        row[length:] = float("nan")
+    x = spoil_padding(torch.randn(5, 150, 20), x_lengths)
     together, lengths = encoder(x, x_lengths)
     for b, length in enumerate(x_lengths):
         alone, _ = encoder(x[b : b + 1, :length], x_lengths[b : b + 1])

@@ -4,19 +4,11 @@ import shutil
 
 import pytest
 import torch
-from tiny_ears import FAMILIES, make_folder
-from tiny_hubert import in_batch, make_signals, write_student_run
+from tiny_ears import FAMILIES
+from tiny_hubert import in_batch, make_signals
 
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import export_ears, find_ears, keep_ears, open_ears
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
-    made = {family: make_folder(family, folder / family) for family in FAMILIES}
-    write_student_run(folder / "student")
-    return {**made, "student": str(folder / "student")}
 
 
 def make_ears(source, layers=(3,), width=32, **options):
@@ -27,9 +19,9 @@ def make_ears(source, layers=(3,), width=32, **options):
 
 @pytest.mark.parametrize("family", [*FAMILIES, "student"])
 @pytest.mark.parametrize("pool, stack", [(1, 1), (2, 1), (2, 2), (3, 2)])
-def test_alone_equals_in_a_batch(family, pool, stack, folders):
+def test_alone_equals_in_a_batch(family, pool, stack, pretrained):
     width = 24 if family == "student" else 32
-    features = make_ears(folders[family], (1, 3), width, pool=pool, stack=stack)
+    features = make_ears(pretrained[family], (1, 3), width, pool=pool, stack=stack)
     signals = make_signals([16000, 9000, 4321, 300])
     batch, lengths = in_batch(signals, extra=3000)
     x, x_lengths = features(batch, lengths)
@@ -41,9 +33,9 @@ def test_alone_equals_in_a_batch(family, pool, stack, folders):
         assert not x[b, T:].any()
 
 
-def test_pairs_are_averaged_and_an_odd_frame_stands_alone(folders):
-    one, two = (make_ears(folders["hubert"], pool=n) for n in (1, 2))
-    stacked = make_ears(folders["hubert"], pool=2, stack=2)
+def test_pairs_are_averaged_and_an_odd_frame_stands_alone(pretrained):
+    one, two = (make_ears(pretrained["hubert"], pool=n) for n in (1, 2))
+    stacked = make_ears(pretrained["hubert"], pool=2, stack=2)
     wave, length = torch.randn(1, 9000), torch.tensor([9000])
     x, (T,) = one(wave, length)
     assert T == 27
@@ -58,8 +50,8 @@ def test_pairs_are_averaged_and_an_odd_frame_stands_alone(folders):
     assert (one.centre, two.centre) == (200, 360)
 
 
-def test_a_weighted_sum_is_the_mean_until_it_has_learnt(folders):
-    features = make_ears(folders["wavlm"], (2, 3), pool=1)
+def test_a_weighted_sum_is_the_mean_until_it_has_learnt(pretrained):
+    features = make_ears(pretrained["wavlm"], (2, 3), pool=1)
     batch, lengths = in_batch(make_signals())
     states, _ = features.encoder(batch, lengths)
     expected = features.norm((states[2] + states[3]) / 2)
@@ -70,8 +62,8 @@ def test_a_weighted_sum_is_the_mean_until_it_has_learnt(folders):
     assert features.layer_logits.grad.abs().sum() > 0
 
 
-def test_states_from_a_cache_are_what_is_heard(folders):
-    features = make_ears(folders["whisper"], (1, 3))
+def test_states_from_a_cache_are_what_is_heard(pretrained):
+    features = make_ears(pretrained["whisper"], (1, 3))
     batch, lengths = in_batch(make_signals())
     states, x_lengths = features.listen(batch, lengths)
     assert states.shape[2:] == (2, 32)
@@ -79,8 +71,8 @@ def test_states_from_a_cache_are_what_is_heard(folders):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_a_frozen_encoder_is_no_part(folders):
-    features = make_ears(folders["hubert"])
+def test_a_frozen_encoder_is_no_part(pretrained):
+    features = make_ears(pretrained["hubert"])
     assert sorted(features.state_dict()) == ["norm.bias", "norm.weight"]
     assert len(list(features.parameters())) == 2
     assert features.frozen_parameters() == sum(
@@ -95,8 +87,8 @@ def test_a_frozen_encoder_is_no_part(folders):
     assert {p.dtype for p in features.encoder.parameters()} == {torch.float64}
 
 
-def test_top_layers_learn_and_are_parts(folders):
-    features = make_ears(folders["whisper"], trained=1)
+def test_top_layers_learn_and_are_parts(pretrained):
+    features = make_ears(pretrained["whisper"], trained=1)
     names = {name.split(".")[0] for name in features.state_dict()}
     assert names == {"norm", "top"}
     batch, lengths = in_batch(make_signals())
@@ -120,8 +112,8 @@ def test_top_layers_learn_and_are_parts(folders):
 # --- kept once, found again ---
 
 
-def test_kept_once_and_found_again(folders, tmp_path):
-    source = shutil.copytree(folders["wavlm"], tmp_path / "wavlm")
+def test_kept_once_and_found_again(pretrained, tmp_path):
+    source = shutil.copytree(pretrained["wavlm"], tmp_path / "wavlm")
     features, store = make_ears(source), tmp_path / "ears"
     for seed in "12":
         (tmp_path / seed).mkdir()
@@ -143,16 +135,16 @@ def test_kept_once_and_found_again(folders, tmp_path):
     ):
         find_ears(tmp_path / "1")
     # Another encoder in its place is not taken.
-    shutil.copytree(folders["hubert"], tmp_path / "1" / "ears")
+    shutil.copytree(pretrained["hubert"], tmp_path / "1" / "ears")
     with pytest.raises(FileNotFoundError, match="has others, with weights"):
         find_ears(tmp_path / "1")
 
 
-def test_ears_that_do_not_fit_are_refused(folders):
+def test_ears_that_do_not_fit_are_refused(pretrained):
     with pytest.raises(ValueError, match="width 32, ears_width is 16.*--ears_width 32"):
-        make_ears(folders["hubert"], width=16)
+        make_ears(pretrained["hubert"], width=16)
     with pytest.raises(ValueError, match=r"layers 1 to 3, ears_layers names 4"):
-        make_ears(folders["hubert"], (2, 4))
+        make_ears(pretrained["hubert"], (2, 4))
     with pytest.raises(ValueError, match="ears_layers is empty"):
         PretrainedEars(32, [])
     with pytest.raises(ValueError, match="have not been loaded"):

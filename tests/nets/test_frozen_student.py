@@ -2,13 +2,12 @@
 
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT, TINY, last_checkpoint, train
 from hyperpyyaml import load_hyperpyyaml
+from programs import run_python
 from tiny_hubert import (
     LENGTHS,
     SMALL,
@@ -145,7 +144,7 @@ def test_the_yamls_fit(recipe, distillation, tmp_path):
 @pytest.mark.slow
 def test_the_recogniser_outlives_the_distillation(corpus, tmp_path):
     """Distil, train on it, delete it; score, export and recognise without it."""
-    subprocess.run(distil_arguments(corpus, tmp_path / "student"), check=True, cwd=ROOT)
+    run_python(distil_arguments(corpus, tmp_path / "student"))
     student = tmp_path / "student/run"
     settings = {k: v for k, v in TINY.items() if k not in ("n_mels", "conv_channels")}
     train_csv, valid_csv = corpus
@@ -181,7 +180,7 @@ def test_the_recogniser_outlives_the_distillation(corpus, tmp_path):
         ["evaluate.py", run, "--split", "valid"],
         ["tools/plot_alignment.py", run, "--out", str(tmp_path / "fires.png")],
     ):
-        subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
+        run_python(arguments)
     export_run(run, tmp_path / "exported")
     wave = torch.randn(max(LENGTHS))
     (a,) = CIFRecognizer.from_run(run).transcribe([wave])

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 import torch
-from conftest import speak
+from conftest import speak, spoil_padding
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.lobes.features import Fbank
 
@@ -64,9 +64,7 @@ def test_encoder_alone_equals_in_a_batch(pool_after, conv_strides):
     """Whatever padding holds, NaN included, and down to a single feature frame."""
     encoder = small_encoder(pool_after, conv_strides)
     x_lengths = torch.tensor([150, 101, 64, 7, 2, 1])
-    x = torch.randn(6, 150, 20)
-    for row, length in zip(x, x_lengths, strict=True):
-        row[length:] = float("nan")
+    x = spoil_padding(torch.randn(6, 150, 20), x_lengths)
     together, lengths = encoder(x, x_lengths)
     assert torch.equal(lengths, encoder.output_lengths(x_lengths))
     for b, length in enumerate(x_lengths):
@@ -219,8 +217,7 @@ def parallel():
 def test_without_tokens_alone_equals_in_a_batch(parallel):
     """Whatever padding holds."""
     vectors, lengths = torch.randn(3, 6, 16), torch.tensor([6, 1, 4])
-    for row, length in zip(vectors, lengths, strict=True):
-        row[length:] = float("nan")
+    spoil_padding(vectors, lengths)
     together = parallel(vectors, None, lengths)
     for b, length in enumerate(lengths):
         alone = parallel(vectors[b : b + 1, :length], None)

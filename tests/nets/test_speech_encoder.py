@@ -3,23 +3,15 @@
 import pytest
 import torch
 import transformers
-from tiny_ears import FAMILIES, make_encoder, make_folder
-from tiny_hubert import in_batch, make_signals, write_student_run
+from tiny_ears import FAMILIES, make_encoder
+from tiny_hubert import in_batch, make_signals
 
 from cif_lobes.nets.pretrained import load_encoder
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hub")
-    made = {family: make_folder(family, folder / family) for family in FAMILIES}
-    write_student_run(folder / "student")
-    return {**made, "student": str(folder / "student")}
-
-
 @pytest.mark.parametrize("family", [*FAMILIES, "student"])
-def test_alone_equals_in_a_batch(family, folders):
-    encoder = load_encoder(folders[family], silence_seconds=0.3)
+def test_alone_equals_in_a_batch(family, pretrained):
+    encoder = load_encoder(pretrained[family], silence_seconds=0.3)
     signals = make_signals([16000, 9000, 4321, 300])
     batch, lengths = in_batch(signals, extra=3000)
     with torch.no_grad():
@@ -35,10 +27,10 @@ def test_alone_equals_in_a_batch(family, folders):
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "whisper"])
-def test_it_says_what_transformers_says(family, folders):
+def test_it_says_what_transformers_says(family, pretrained):
     """Of one utterance without padding, which is where transformers is right."""
-    encoder = load_encoder(folders[family])
-    plain = transformers.AutoModel.from_pretrained(folders[family]).eval()
+    encoder = load_encoder(pretrained[family])
+    plain = transformers.AutoModel.from_pretrained(pretrained[family]).eval()
     wave = torch.randn(1, 9000)
     if family in ("wav2vec2-large", "data2vec"):
         extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
@@ -53,24 +45,24 @@ def test_it_says_what_transformers_says(family, folders):
     )
 
 
-def test_whisper_with_30_s_is_the_whisper_of_transformers(folders):
-    plain = transformers.AutoModel.from_pretrained(folders["whisper"]).encoder.eval()
+def test_whisper_with_30_s_is_the_whisper_of_transformers(pretrained):
+    plain = transformers.AutoModel.from_pretrained(pretrained["whisper"]).encoder.eval()
     wave = 0.1 * torch.randn(16000)
     extractor = transformers.WhisperFeatureExtractor()
     given = extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt")
     with torch.no_grad():
         expected = plain(given.input_features).last_hidden_state
-        encoder = load_encoder(folders["whisper"], silence_seconds=29.0)
+        encoder = load_encoder(pretrained["whisper"], silence_seconds=29.0)
         states, (T,) = encoder(wave[None], torch.tensor([16000]))
-        short = load_encoder(folders["whisper"], silence_seconds=0.3)
+        short = load_encoder(pretrained["whisper"], silence_seconds=0.3)
         other, _ = short(wave[None], torch.tensor([16000]))
     assert T == 50 and states[-1].shape == (1, 50, 32)
     torch.testing.assert_close(states[-1], expected[:, :50], atol=1e-4, rtol=1e-3)
     assert (other[-1] - expected[:, :50]).norm() > 0.01 * expected[:, :50].norm()
 
 
-def test_whisper_refuses_what_has_no_position(folders):
-    encoder = load_encoder(folders["whisper"], silence_seconds=1.0)
+def test_whisper_refuses_what_has_no_position(pretrained):
+    encoder = load_encoder(pretrained["whisper"], silence_seconds=1.0)
     assert encoder.max_samples == 29 * 16000
     wave = torch.zeros(1, 29 * 16000 + 1)
     with pytest.raises(ValueError, match=r"29.0 s is longer .* hear: 29.0 s"):
@@ -78,8 +70,8 @@ def test_whisper_refuses_what_has_no_position(folders):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "student"])
-def test_saved_and_read_again_it_is_the_same(family, folders, tmp_path):
-    encoder = load_encoder(folders[family])
+def test_saved_and_read_again_it_is_the_same(family, pretrained, tmp_path):
+    encoder = load_encoder(pretrained[family])
     encoder.save(tmp_path)
     again = load_encoder(tmp_path)
     assert again.weights_hash == encoder.weights_hash
@@ -90,8 +82,8 @@ def test_saved_and_read_again_it_is_the_same(family, folders, tmp_path):
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "student"])
-def test_the_gradient_ends_below_the_layers_that_are_trained(family, folders):
-    encoder = load_encoder(folders[family])
+def test_the_gradient_ends_below_the_layers_that_are_trained(family, pretrained):
+    encoder = load_encoder(pretrained[family])
     trained = torch.nn.ModuleList(encoder.top_layers(1)).requires_grad_()
     batch, lengths = in_batch(make_signals())
     encoder(batch, lengths)[0][-1].square().sum().backward()

@@ -3,12 +3,11 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, epochs, last_checkpoint, tiny_arguments, train
+from conftest import ROOT, epochs, last_checkpoint, stop_after, tiny_arguments, train
+from programs import run_python
 from tiny_bert import LETTERS, make_bert
 from tiny_ears import ears_arguments, make_folder
 from tiny_teacher import VOCAB
@@ -104,8 +103,7 @@ def test_it_learns_and_needs_no_bert_folder(corpus, tmp_path, signals):
     assert all(token.start < token.end for token in said.tokens)
     for signal, together in zip(signals[:4], found, strict=False):
         assert CIFRecognizer.from_run(moved).transcribe(signal).text == together.text
-    command = [sys.executable, "evaluate.py", str(moved), "--split", "valid"]
-    subprocess.run(command, check=True, cwd=ROOT)
+    run_python(["evaluate.py", moved, "--split", "valid"])
     flags[flags.index("--number_of_epochs") + 1] = "31"
     train(flags)
     assert len(epochs(run)) == 31
@@ -121,17 +119,7 @@ def test_resuming_equals_running_through(corpus, hub, tmp_path):
     whole, split = tmp_path / "whole", tmp_path / "split"
     train(arguments(corpus, whole, hub))
     stopped = arguments(corpus, split, hub)
-    code = (
-        "import sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
-        "from cif_lobes.training.recognizer import RecognizerBrain as B\n"
-        "step, count = B.optimizers_step, []\n"
-        "def once(self):\n"
-        "    step(self); count.append(1); self.interrupted = len(count) == 5\n"
-        "B.optimizers_step = once\n"
-        "import runpy; runpy.run_path('recipes/AISHELL-1/train.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *stopped], cwd=ROOT)
-    assert done.returncode, "it should have been stopped"
+    stop_after(5, stopped)
     first = last_checkpoint(split / "run")
     train(stopped)
     ours, theirs = last_checkpoint(whole / "run"), last_checkpoint(split / "run")

@@ -6,14 +6,13 @@ import math
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import speechbrain as sb
 import torch
 from conftest import ROOT, epochs, last_checkpoint
+from programs import run_python
 from speechbrain.dataio.batch import PaddedBatch
 
 from cif_lobes.cache import cif_vectors
@@ -66,20 +65,13 @@ def train_coldec(run, corpus, folder, check=True, **changes):
         **TINY,
         **changes,
     }
-    command = [sys.executable, str(ROOT / "recipes/AISHELL-1/train_coldec.py")]
+    command = [ROOT / "recipes/AISHELL-1/train_coldec.py"]
     command += [part for k, v in settings.items() for part in (f"--{k}", str(v))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if check:
-        assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done
+    return run_python(command, check)
 
 
 def evaluate(run, *options, check=True):
-    command = [sys.executable, str(ROOT / "evaluate.py"), str(run), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if check:
-        assert done.returncode == 0, done.stderr[-4000:]
-    return done
+    return run_python(["evaluate.py", run, *map(str, options)], check)
 
 
 def digests(folder):

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, epochs, last_checkpoint, train
+from conftest import ROOT, epochs, last_checkpoint, stop_after, train
+from programs import run_python
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from tiny_ears import ears_arguments, make_folder
@@ -37,11 +36,11 @@ def arguments(*corpus_folder_ears, **changes):
 
 def extract(verb, corpus, folder, ears):
     """The command that makes or checks the cache of the tone corpus."""
-    command = [sys.executable, "extract_teacher.py", verb, str(EXTRACT)]
+    command = ["extract_teacher.py", verb, str(EXTRACT)]
     command += ["--ears", ears, "--cache", str(folder / "ears.h5")]
     command += ["--manifests", str([str(path) for path in corpus])]
     command += ["--ears_layers", "[2, 3]", "--dtype", "float32"]
-    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    return run_python(command)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +79,12 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
     )
     assert ours == pytest.approx(theirs, rel=0.1)  # masks are drawn anew
     # Scored from the cache, too, and without it when it is gone.
-    command = [sys.executable, "evaluate.py", str(tmp_path / "run"), "--split", "valid"]
+    command = ["evaluate.py", str(tmp_path / "run"), "--split", "valid"]
     scores = []
     for gone in (False, True):
         if gone:
             (tmp_path / "ears.h5").unlink()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = run_python(command)
         assert ("ears hear the recordings again: " in done.stderr) == gone
         scores.append(done.stdout.split(";")[0])
     assert scores[0].startswith("valid: ") and scores[0] == scores[1]
@@ -129,8 +128,7 @@ def test_it_recognises_and_is_exported(computed, tmp_path, signals):
 
 
 def test_evaluating_and_other_ears(corpus, ears, computed, tmp_path):
-    command = [sys.executable, "evaluate.py", str(computed / "run"), "--split", "valid"]
-    subprocess.run(command, check=True, cwd=ROOT)
+    run_python(["evaluate.py", computed / "run", "--split", "valid"])
     other = make_folder("wav2vec2", tmp_path / "other")
     done = train(arguments(corpus, computed, other), check=False)
     assert done.returncode and "is a run with the ears" in done.stderr
@@ -142,17 +140,7 @@ def test_trained_layers_resume_as_if_uninterrupted(corpus, ears, tmp_path):
     whole, split = tmp_path / "whole", tmp_path / "split"
     train(arguments(corpus, whole, ears, **changes))
     stopped = arguments(corpus, split, ears, **changes)
-    code = (
-        "import sys; sys.argv = ['train.py', *sys.argv[1:]]\n"
-        "from cif_lobes.training.recognizer import RecognizerBrain as B\n"
-        "step, count = B.optimizers_step, []\n"
-        "def once(self):\n"
-        "    step(self); count.append(1); self.interrupted = len(count) == 4\n"
-        "B.optimizers_step = once\n"
-        "import runpy; runpy.run_path('recipes/AISHELL-1/train.py', run_name='__main__')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *stopped], cwd=ROOT)
-    assert done.returncode, "it should have been stopped"
+    stop_after(4, stopped)
     name = "features.top.0.fc1.weight"
     first = last_checkpoint(split / "run")[name]
     train(stopped)

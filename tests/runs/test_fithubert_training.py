@@ -2,11 +2,11 @@
 
 import json
 import signal
-import subprocess
 
 import pytest
 import torch
-from conftest import ROOT, interrupt, last_checkpoint
+from conftest import last_checkpoint
+from programs import interrupt, run_python
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_hubert import TEACHER, distil_arguments, make_student
@@ -161,12 +161,12 @@ def test_the_teacher_is_never_trained_and_never_saved(distilled):
 @pytest.mark.slow
 def test_resuming_equals_running_through(corpus, tmp_path):
     """With dropout, interrupted within the second epoch."""
-    subprocess.run(distil_arguments(corpus, tmp_path / "a"), check=True, cwd=ROOT)
+    run_python(distil_arguments(corpus, tmp_path / "a"))
     resumed = distil_arguments(corpus, tmp_path / "b")
     resumed += ["--ckpt_interval_steps", "1", "--ckpt_interval_minutes", "0"]
-    interrupt(resumed)
+    interrupt(resumed, "Going into epoch 2")
     assert len((tmp_path / "b/run/epochs.jsonl").read_text().splitlines()) < 3
-    subprocess.run(resumed, check=True, cwd=ROOT)
+    run_python(resumed)
     expected, got = (last_checkpoint(tmp_path / f"{run}/run") for run in "ab")
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name

@@ -1,13 +1,11 @@
 """Teachers, cache and student end to end, as the commands of the recipe do it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, interrupt, last_checkpoint
+from conftest import ROOT, last_checkpoint
+from programs import interrupt, run_python
 from tiny_asr import EXTRACT_YAML, KD_YAML, TINY_ASR, YAML, list_teachers, overrides
 from tiny_timit import write_corpus
 
@@ -22,17 +20,7 @@ def arguments(corpus, folder, **changes):
 
 
 def run(*command, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone"]
-    launcher = [*launcher, f"--nproc_per_node={processes}"] if processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, *map(str, command)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
-    return done.stdout
+    return run_python([*map(str, command)], processes=processes).stdout
 
 
 def epochs(folder):
@@ -103,7 +91,7 @@ def test_resuming_equals_running_through(corpus, taught):
         command += arguments(corpus, folder, **changes)
         if name == "resumed":
             command += ["--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "1"]
-            interrupt([sys.executable, *command])
+            interrupt(command, "Going into epoch 2")
         run(*command)
     terms = epochs(folder / "through")[-1]["train"]["losses"]
     assert set(terms) == {"seq", "ctc", "seq_kd", "ctc_kd"}

@@ -1,12 +1,11 @@
 """A start that fails leaves nothing; a run goes on with its own network only."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, TINY, tiny_arguments, train
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from programs import run_python
 
 from cif_lobes.devices.processes import check_device
 from cif_lobes.runs.start import check_network, read_plain
@@ -100,8 +99,8 @@ def test_nothing_appears_in_the_working_directory(tmp_path, corpus):
     work, script = tmp_path / "work", ROOT / "recipes/AISHELL-1/train.py"
     work.mkdir()
     yaml = shutil.copy(YAML, tmp_path)
-    command = [sys.executable, str(script), str(yaml), "--data_folder", "nowhere"]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    command = [script, yaml, "--data_folder", "nowhere"]
+    done = run_python(command, check=False, cwd=work)
     assert done.returncode == 1, done.stderr
     assert "nowhere" in done.stderr.splitlines()[-1]
     assert not list(work.iterdir())

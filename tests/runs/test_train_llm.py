@@ -1,14 +1,12 @@
 """From a trained recogniser through an adapter into a language model, end to end."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, epochs, interrupt, last_checkpoint
+from conftest import ROOT, epochs, last_checkpoint
+from programs import interrupt, run_python
 from tiny_llm import PIECES, make_llm
 
 
@@ -47,19 +45,11 @@ def arguments(corpus, folder, trained, llm, **changes):
 
 def command():
     script = str(ROOT / "recipes/LibriSpeech/train_llm.py")
-    return [sys.executable, script, str(ROOT / "recipes/MiniSpeech/hparams/llm.yaml")]
+    return [script, str(ROOT / "recipes/MiniSpeech/hparams/llm.yaml")]
 
 
 def run(words, check=True):
-    done = subprocess.run(
-        [*command(), *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr[-4000:]}"
-    return done
+    return run_python([*command(), *words], check)
 
 
 @pytest.mark.slow
@@ -109,7 +99,7 @@ def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
     resumed = arguments(corpus, tmp_path / "b", trained, llm, **settings)
     run(through)
     save_often = ["--ckpt_interval_minutes", "0", "--ckpt_interval_steps", "1"]
-    interrupt([*command(), *resumed, *save_often])
+    interrupt([*command(), *resumed, *save_often], "Going into epoch 2")
     assert len(epochs(tmp_path / "b/run")) == 1
     run(resumed)
     a, b = (last_checkpoint(tmp_path / f"{x}/run") for x in "ab")

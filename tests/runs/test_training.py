@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, epochs, last_checkpoint, tiny_arguments, train, write_corpus
+from programs import interrupt, run_python
 
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.data.update_batches import UpdateBatches
@@ -23,24 +24,13 @@ EXACT = {"dropout": 0.0, "cif_dropout": 0.0, "decoder_dropout": 0.0}
 
 def evaluate(run, *arguments):
     """Run evaluate.py; return what it printed."""
-    command = [sys.executable, str(ROOT / "evaluate.py"), str(run), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return run_python(["evaluate.py", run, *arguments]).stdout
 
 
 def stop_in_epoch(number, arguments):
     """Train until this epoch begins, then press Ctrl-C."""
-    script = str(ROOT / "recipes/AISHELL-1/train.py")
-    process = subprocess.Popen(
-        [sys.executable, script, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-    )
-    for line in process.stdout:
-        if f"Going into epoch {number}" in line:
-            process.send_signal(signal.SIGINT)
-    assert process.wait() == 1
+    words = [ROOT / "recipes/AISHELL-1/train.py", *arguments]
+    interrupt(words, f"Going into epoch {number}")
 
 
 def test_it_learns_and_says_what_it_did(trained):
@@ -157,14 +147,7 @@ def test_bars_are_for_terminals(trained, monkeypatch, terminal):
 
 
 def test_evaluate_names_the_sets_there_are(trained):
-    command = [
-        sys.executable,
-        str(ROOT / "evaluate.py"),
-        str(trained),
-        "--split",
-        "tset2",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_python(["evaluate.py", trained, "--split", "tset2"], check=False)
     assert done.returncode and "it has valid, set2" in done.stderr
 
 

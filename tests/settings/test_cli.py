@@ -93,17 +93,20 @@ def test_yaml_settings():
     )
     assert settings["output_folder"].value_text == "!ref results/cif/<seed>"
     assert settings["lr_peak"].section == "Training"
-    assert settings["lr_peak"].comment == "peak learning rate, after the warm-up"
-    assert settings["warmup_steps"].comment == "of optimizer updates"
-    assert settings["skip_prep"].comment == ""
-    assert settings["betas"].value_text == "[0.9, 0.98]"
-    assert settings["betas"].comment == "of Adam"
-    assert settings["note"].value_text == '"a # b"'
-    assert settings["note"].comment == "free text # with a hash"
-    assert settings["lm"].value_text == "null"
-    assert settings["lm"].comment == ""
-    assert settings["splits"].value_text == "[dev, test]"
-    assert settings["splits"].comment == "of the corpus"
+    comments = {
+        "lr_peak": "peak learning rate, after the warm-up",
+        "warmup_steps": "of optimizer updates",
+        "skip_prep": "",
+    }
+    assert {key: settings[key].comment for key in comments} == comments
+    read = {
+        "betas": ("[0.9, 0.98]", "of Adam"),
+        "note": ('"a # b"', "free text # with a hash"),
+        "lm": ("null", ""),
+        "splits": ("[dev, test]", "of the corpus"),
+    }
+    found = {key: (settings[key].value_text, settings[key].comment) for key in read}
+    assert found == read
     objects = [key for key, s in settings.items() if s.value_text is None]
     assert objects == ["__set_seed", "encoder", "modules"]
 

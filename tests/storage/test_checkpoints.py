@@ -7,13 +7,11 @@ import pathlib
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT
+from programs import run_python
 from speechbrain.utils.checkpoints import ckpt_recency
 from tiny_checkpoints import FILES, make, names, set_weights
 
@@ -195,12 +193,7 @@ os._exit(0)  # a gloo thread that is still running would make C++ abort now and 
 @pytest.mark.slow
 def test_all_processes_save_or_hear_of_a_full_disk(tmp_path):
     (tmp_path / "script.py").write_text(DISTRIBUTED)
-    command = [sys.executable, *"-m torch.distributed.run --standalone".split()]
-    command += ["--nproc_per_node=2", tmp_path / "script.py", tmp_path / "save"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python([tmp_path / "script.py", tmp_path / "save"], processes=2)
     for rank in (0, 1):
         assert [f"rank {rank} found {n}" in done.stdout for n in range(3)] == [True] * 3
         assert f"rank {rank}: no room to write in {tmp_path}/save" in done.stdout

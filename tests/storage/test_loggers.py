@@ -1,12 +1,11 @@
 """train_logger: SpeechBrain's loggers are given what epochs.jsonl is given."""
 
 import json
-import subprocess
-import sys
 from functools import partial
 
 import pytest
-from conftest import ROOT, tiny_arguments, train
+from conftest import tiny_arguments, train
+from programs import run_python
 from speechbrain.utils.train_logger import TrainLogger
 
 from cif_lobes.storage.record import RunRecord
@@ -78,6 +77,4 @@ def test_one_line_in_a_yaml(corpus, tmp_path):
     train([str(tmp_path / "mine.yaml"), *arguments])
     lines = (tmp_path / "run/figures.txt").read_text().splitlines()
     assert len(lines) == 2 and "valid error_rate" in lines[1]
-    command = [sys.executable, "evaluate.py", str(tmp_path / "run"), "--split", "valid"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_python(["evaluate.py", tmp_path / "run", "--split", "valid"])

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import transformers
-from tiny_teacher import characters, make_teacher
+from tiny_teacher import SMALL, characters, make_teacher
 from transformers import PreTrainedTokenizerFast
 
 from cif_lobes.teachers.text import TextTeacher
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-SIZES |= {"vocab_size": 24, "intermediate_size": 32, "num_key_value_heads": 2}
+SIZES = {**SMALL, "vocab_size": 24, "intermediate_size": 32, "num_key_value_heads": 2}
+OPT = {**SMALL, "vocab_size": 24, "ffn_dim": 32, "word_embed_proj_dim": 16}
 GPT = {"vocab_size": 24, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12}
 PIECES = ["[UNK]", "<s>", "</s>", *"abcdefgh", "ab", "cde"]
 
@@ -31,16 +31,7 @@ KINDS = {
     "gpt2": lambda: transformers.GPT2Model(transformers.GPT2Config(**GPT)),
     "llama": lambda: transformers.LlamaModel(transformers.LlamaConfig(**SIZES)),
     "qwen2": lambda: transformers.Qwen2Model(transformers.Qwen2Config(**SIZES)),
-    "opt": lambda: transformers.OPTModel(
-        transformers.OPTConfig(
-            vocab_size=24,
-            hidden_size=16,
-            word_embed_proj_dim=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            ffn_dim=32,
-        )
-    ),
+    "opt": lambda: transformers.OPTModel(transformers.OPTConfig(**OPT)),
 }
 
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from tiny_teacher import VOCAB, Units, characters, make_teacher
+from tiny_teacher import SMALL, VOCAB, Units, characters, make_teacher
 
 from cif_lobes.data.tokens import SentencePieceTokenizer, WordPieceTokenizer
 from cif_lobes.teachers.text import TextTeacher, token_batches
@@ -199,14 +199,9 @@ def test_half_precision_checkpoints_without_pooler_compute_in_float32(
 
 
 def test_a_roberta_drops_s_and_counts_positions_from_its_padding(tmp_path, teacher):
+    sizes = {**SMALL, "vocab_size": len(VOCAB), "intermediate_size": 32}
     config = transformers.RobertaConfig(
-        vocab_size=len(VOCAB),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=12,
-        pad_token_id=0,
+        **sizes, max_position_embeddings=12, pad_token_id=0
     )
     transformers.RobertaModel(config).save_pretrained(tmp_path)
     teacher.tokenizer.save_pretrained(tmp_path)
@@ -217,14 +212,8 @@ def test_a_roberta_drops_s_and_counts_positions_from_its_padding(tmp_path, teach
 
 
 def test_of_an_encoder_decoder_the_encoder_is_used(tmp_path, teacher):
-    config = transformers.T5Config(
-        vocab_size=len(VOCAB),
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
-    )
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=len(VOCAB), **sizes)
     transformers.T5Model(config).save_pretrained(tmp_path)
     teacher.tokenizer.save_pretrained(tmp_path)
     states = encode(TextTeacher(tmp_path), ["今天天气"])

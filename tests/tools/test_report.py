@@ -6,14 +6,13 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import urllib.parse
 
 import browser
 import pytest
 import soundfile
 from conftest import ROOT, epochs, load_module, rows_of
+from programs import run_python
 
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.decoding.significance import compare_runs
@@ -326,13 +325,8 @@ def test_the_command_of_the_docs(trained, tmp_path):
     for run in (word for word in words if word.startswith("results/")):
         (tmp_path / run).parent.mkdir(parents=True)
         (tmp_path / run).symlink_to(trained)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert python == "python" and done.returncode == 0, done.stderr
+    assert python == "python"
+    done = run_python([ROOT / script, *words], cwd=tmp_path)
     assert done.stdout.startswith("report.html: 2 runs, "), done.stdout
     data, _ = parts((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert [run["name"] for run in data["runs"]] == ["cif", "cif_hieradist"]

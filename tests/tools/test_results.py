@@ -132,20 +132,23 @@ def test_a_row_that_lacks_a_seed_is_compared_with_the_others(two_rows):
     assert "| MiniSpeech/cif_hieradist | - | WER |  | 20.00 (-5.00: " in page
 
 
+def add_options(run, options):
+    """As if a run's command had had them."""
+    record = json.loads((run / "run.json").read_text())
+    record["commands"][0] += f" {options}"
+    (run / "run.json").write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize("option", ["--distil_after 100", "--distil_after=100"])
 def test_other_settings_are_another_row(two_rows, option):
     """But not another seed or folder."""
-    path = two_rows / "runs/cif_hieradist_1/run.json"
-    record = json.loads(path.read_text())
-    record["commands"][0] += f" --seed 1 --output_folder x {option}"
-    path.write_text(json.dumps(record))
+    add_options(
+        two_rows / "runs/cif_hieradist_1", f"--seed 1 --output_folder x {option}"
+    )
     page = make_page(two_rows / "runs", two_rows / "RESULTS.md")
     assert "| MiniSpeech/cif_hieradist | - | WER |  | 10.00 (" in page
     assert "| MiniSpeech/cif_hieradist, distil_after 100 | - | WER |  | 20.00 (" in page
-    path = two_rows / "runs/cif_hieradist_0/run.json"
-    record = json.loads(path.read_text())
-    record["commands"][0] += f" {option}"
-    path.write_text(json.dumps(record))
+    add_options(two_rows / "runs/cif_hieradist_0", option)
     page = make_page(two_rows / "runs", two_rows / "RESULTS.md")
     assert "| MiniSpeech/cif_hieradist | - | WER |  | 15.00 (" in page
 

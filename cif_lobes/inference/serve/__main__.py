@@ -6,11 +6,11 @@ Then open http://127.0.0.1:7860, or: curl -F file=@a.wav http://127.0.0.1:7860/t
 Nobody else reaches it unless --host says so: there is no password and no encryption.
 """
 
+import os
 import sys
 
-from cif_lobes.inference.command import check_installed
-from cif_lobes.inference.folders import is_onnx
-from cif_lobes.settings.checks import option_type
+from cif_lobes.inference.folders import is_onnx, open_recognizer
+from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import Parser, run_program
 
 GRACE = 5  # seconds after Ctrl-C for answers that are nearly ready
@@ -24,27 +24,12 @@ def parse_arguments(argv):
     add(
         "--host", default="127.0.0.1", help="address (default: 127.0.0.1, this machine)"
     )
-    add("--port", type=option_type(7860, "port"), default=7860, help="default: 7860")
+    add_option(parser, "--port", 7860, "port", "of this machine")
     add("--beam", type=option_type(10, "how many"), help="hypotheses kept")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add(
-        "--max_minutes",
-        type=option_type(60.0, "minutes"),
-        default=60.0,
-        help="of a recording (default: 60)",
-    )
-    add(
-        "--max_megabytes",
-        type=option_type(200.0, "megabytes"),
-        default=200.0,
-        help="of an upload (default: 200)",
-    )
-    add(
-        "--max_waiting",
-        type=option_type(100, "how many"),
-        default=100,
-        help="recordings in the queue (default: 100)",
-    )
+    add_option(parser, "--max_minutes", 60.0, "minutes", "of a recording")
+    add_option(parser, "--max_megabytes", 200.0, "megabytes", "of an upload")
+    add_option(parser, "--max_waiting", 100, "how many", "recordings in the queue")
     return parser.parse_args(argv)
 
 
@@ -57,16 +42,18 @@ def main(argv=None):
         from cif_lobes.inference.serve.api import make_app
     except ModuleNotFoundError as error:
         sys.exit(f"{error.name} is missing: pip install 'cif-lobes[serve]'")
-    from cif_lobes.inference.serve.worker import Worker, open_recognizer
+    from cif_lobes.inference.serve.worker import Worker, find_stream
 
-    if is_onnx(given.model):
-        check_installed("an ONNX export", "onnxruntime")
-        if given.beam or given.device != "cpu":
-            raise ValueError(
-                f"{given.model} is an ONNX export, which is greedy and runs on the cpu: "
-                "leave out --beam and --device, or serve the run"
-            )
-    recognizer, make_stream = open_recognizer(given.model, given.device, given.beam)
+    if is_onnx(given.model) and (given.beam or given.device != "cpu"):
+        raise ValueError(
+            f"{given.model} is an ONNX export, which is greedy and runs on the cpu: "
+            "leave out --beam and --device, or serve the run"
+        )
+    threads = os.cpu_count() or 1
+    recognizer, hparams = open_recognizer(
+        given.model, given.device, given.beam, threads
+    )
+    make_stream = hparams and find_stream(hparams, given.device)
     worker = Worker(recognizer, given.max_waiting, given.max_minutes)
     app = make_app(worker, given.max_megabytes)
     try:

@@ -1,11 +1,9 @@
 """One recogniser for many clients: their recordings stand in one queue."""
 
 import functools
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from cif_lobes.inference.folders import is_onnx, open_folder
 from cif_lobes.inference.recordings import duration_of
 
 
@@ -100,27 +98,20 @@ def phrases(text):
     return list(filter(None, map(str.strip, (text or "").splitlines())))
 
 
-def open_recognizer(folder, device="cpu", beam=None):
-    """The recogniser of a run, an export or an ONNX export.
+def find_stream(hparams, device):
+    """Makes a `StreamingRecognizer` of a recogniser's objects; None if it cannot be.
 
-    Returns
-    -------
-    recognizer : CIFRecognizer or OnnxRecognizer
-    make_stream : callable or None
-        Makes a `StreamingRecognizer` of the same network, if it can hear a stream.
+    Arguments
+    ---------
+    hparams : dict
+        From `cif_lobes.inference.folders.open_recognizer`: the network is shared.
+    device : str
     """
-    if is_onnx(folder):
-        from cif_lobes.inference.onnx import OnnxRecognizer
-
-        return OnnxRecognizer(folder, threads=os.cpu_count() or 1), None
-    from cif_lobes.inference.recognizer import CIFRecognizer
     from cif_lobes.inference.stream import StreamingRecognizer
 
-    hparams = open_folder(folder, {"beam_size": beam} if beam else None)
-    recognizer = CIFRecognizer(hparams, device)
     make_stream = functools.partial(StreamingRecognizer, hparams, device)
     try:
         make_stream()
     except ValueError:  # its features, encoder or decoder hear the whole utterance
-        make_stream = None
-    return recognizer, make_stream
+        return None
+    return make_stream
