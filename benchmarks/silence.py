@@ -24,7 +24,10 @@ from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.text import normalize
 from cif_lobes.decoding.scoring import NAMES, ErrorRate
 from cif_lobes.inference.folders import is_onnx
+from cif_lobes.inference.lines import Lines
+from cif_lobes.inference.live import CHUNK
 from cif_lobes.inference.recognizer import CIFRecognizer
+from cif_lobes.inference.stream import StreamingRecognizer
 from cif_lobes.inference.windows import find_pause
 
 PLACES = ("before", "behind", "within")
@@ -89,7 +92,22 @@ def open_recognizer(folder):
     return recognize, recognizer.sample_rate, recognizer.tokenizer.language
 
 
-def measure(folder, csv, limit=None, ctm=None):
+def open_stream(folder):
+    """As `open_recognizer`; recordings arrive in chunks, lines are joined."""
+    recognizer = StreamingRecognizer.from_folder(folder)
+    rate, language = recognizer.sample_rate, recognizer.tokenizer.language
+
+    def recognize(signal):
+        lines = Lines(recognizer)
+        for chunk in signal.split(round(CHUNK * rate)):
+            lines.push(chunk)
+        lines.finish()
+        return ("" if language == "zh" else " ").join(lines.finished)
+
+    return lambda signals: [recognize(signal) for signal in signals], rate, language
+
+
+def measure(folder, csv, limit=None, ctm=None, stream=False):
     """Error rates in %, of recordings of at least two words if there is a ctm.
 
     Returns
@@ -101,7 +119,8 @@ def measure(folder, csv, limit=None, ctm=None):
     rates : dict
         By (noise_db, seconds, place), by gain, and by "as it is".
     """
-    recognize, sample_rate, language = open_recognizer(folder)
+    open_folder = open_stream if stream else open_recognizer
+    recognize, sample_rate, language = open_folder(folder)
     unit = "char" if language == "zh" else "word"
     rows = read_manifest(csv)[:limit]
     borders = read_borders(ctm, rows) if ctm else [None] * len(rows)
@@ -164,10 +183,11 @@ def main(argv=None):
         "--ctm",
         help="true times of their words (utterance, channel, start, length, word)",
     )
+    add("--stream", action="store_true", help="in chunks, by a streaming recogniser")
     add("--out", help="markdown file (default: print)")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    measured = measure(given.model, given.csv, given.limit, given.ctm)
+    measured = measure(given.model, given.csv, given.limit, given.ctm, given.stream)
     count = len(read_manifest(given.csv)[: given.limit])
     title = f"{count} recordings of {pathlib.Path(given.csv).stem}"
     text = table(*measured, title)

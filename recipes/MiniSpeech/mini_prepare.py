@@ -9,7 +9,6 @@ and one <split>.ctm per split with the true start and duration of every word.
 """
 
 import argparse
-import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from espeak import Espeak, load_espeak
 from grammar import sentences
 from scipy.signal import resample_poly
 from tqdm import tqdm
@@ -30,17 +30,19 @@ from tqdm import tqdm
 from cif_lobes.settings.program import run_program
 
 SAMPLE_RATE = 16000  # Hz, LibriSpeech's
-ESPEAK_RATE = 22050  # Hz
 MEAN_SECONDS = 2.7  # of an utterance, measured: turns hours into a number of sentences
 EVAL_SHARE = 14  # one utterance of dev, and one of test, for 14 of train
 MARKER = "mini_speech.json"
 SPEAKERS_HEADER = "; MiniSpeech: id | split | voice | pitch | range | rate | dB | SNR"
+TRAIN = "train-clean-mini"
+PAUSES = 0.3  # share of the sentences of train that are said with a pause
+LONGER = 0.8  # seconds by which it is longer than the synthesiser's at a comma, at most
 FORMAT = 1  # to be raised when the same plan gives other audio, so corpora are remade
 
 # A speaker is one of espeak-ng's variants (voices/!v), so no voice is in two splits.
 # Dev and test were picked among those without a near twin elsewhere (README.md).
 VARIANTS = {
-    "train-clean-mini": """
+    TRAIN: """
         m1 f2 Alex m3 f4 klatt4 Andy grandma john m4 steph Gene klatt6 anika adam Mike
         benjamin aunty Henrique m6 belinda Reed m7 steph2 rob max m8 steph3 edward2
         antonio Hugo klatt5 croak fast anikaRobot Gene2 iven Michael miguel robert
@@ -68,7 +70,7 @@ class Speaker:
     snr: float  # speech over background noise, dB
 
 
-def plan(hours, seed):
+def plan(hours, seed, pauses=PAUSES, paused=(TRAIN,)):
     """Who says what.
 
     Arguments
@@ -77,6 +79,10 @@ def plan(hours, seed):
         Duration of train, hours, up to a few per cent.
     seed : int
         Chooses sentences and the pitch, rate, level and noise of the speakers.
+    pauses : float
+        Share of sentences, 0 to 1, that get a comma: between any two of their words.
+    paused : iterable of str
+        Splits that have such sentences.
 
     Returns
     -------
@@ -108,132 +114,21 @@ def plan(hours, seed):
                 level=round(rng.uniform(-32, -22), 1),
                 snr=round(rng.uniform(20, 30), 1),
             )
+            share = pauses if split in paused else 0.0
             lines = [
-                (f"{speaker.number}-1-{k:04d}", text)
+                (f"{speaker.number}-1-{k:04d}", _with_pause(text, share, seed))
                 for k, text in enumerate(texts[i :: len(variants)])
             ]
             chapters.append((speaker, lines))
     return chapters
 
 
-class _Event(ctypes.Structure):
-    """espeak_EVENT of speak_lib.h."""
-
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("phoneme", ctypes.c_char * 8),
-    ]
-
-
-_SYNTH_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
-_LIST_TERMINATED, _WORD, _PHONEME = 0, 1, 7  # espeak_EVENT_TYPE
-_AUDIO_OUTPUT_SYNCHRONOUS, _PHONEME_EVENTS, _CHARS_UTF8 = 2, 1, 1
-_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak_PARAMETER
-
-
-def _load_espeak():
-    """espeak-ng's shared library, and the folder of its data."""
-    try:
-        import espeakng_loader
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "MiniSpeech is spoken by espeak-ng, which is not installed. "
-            "Run: pip install espeakng-loader"
-        ) from error
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    return library, Path(espeakng_loader.get_data_path())
-
-
-class Espeak:
-    """espeak-ng with the voice of one speaker; one per process.
-
-    The library keeps state that no call resets (oscillator phases, random numbers), so
-    what it says can be repeated from the start of a process only.
-
-    Arguments
-    ---------
-    speaker : Speaker
-        Whose voice.
-    """
-
-    def __init__(self, speaker):
-        self.espeak, data = _load_espeak()
-        # espeak-ng quietly speaks with the plain accent if the variant is not there.
-        variant = data / "voices" / "!v" / speaker.voice.split("+")[1]
-        if not variant.is_file():
-            raise FileNotFoundError(
-                f"{variant} is missing: espeak-ng is not of the version MiniSpeech is "
-                "made with. Run: pip install espeakng-loader==0.2.4"
-            )
-        rate = self.espeak.espeak_Initialize(
-            _AUDIO_OUTPUT_SYNCHRONOUS, 0, str(data).encode(), _PHONEME_EVENTS
-        )
-        if rate != ESPEAK_RATE:
-            raise RuntimeError(f"espeak_Initialize gave {rate}, expected {ESPEAK_RATE}")
-        self._callback = _SYNTH_CALLBACK(self._receive)  # or it is garbage-collected
-        self.espeak.espeak_SetSynthCallback(self._callback)
-        self.espeak.espeak_ng_SetRandSeed(ctypes.c_long(speaker.number))
-        self.espeak.espeak_SetVoiceByName(speaker.voice.encode())
-        for parameter, value in (
-            (_RATE, speaker.rate),
-            (_VOLUME, 30),  # of 100: some variants saturate at the default
-            (_PITCH, speaker.pitch),
-            (_RANGE, speaker.pitch_range),
-        ):
-            self.espeak.espeak_SetParameter(parameter, value, 0)
-
-    def _receive(self, samples, num_samples, events):
-        if samples and num_samples:
-            self._samples.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-        for event in events:
-            if event.type == _LIST_TERMINATED:
-                break
-            if event.type == _WORD:
-                self._starts.append(event.sample)
-            elif event.type == _PHONEME and event.phoneme.startswith(b"_"):
-                self._pauses.append(event.sample)
-        return 0
-
-    def say(self, text):
-        """Speak.
-
-        Arguments
-        ---------
-        text : str
-            Words separated by blanks.
-
-        Returns
-        -------
-        samples : numpy.ndarray, [samples], float64 in [-1, 1]
-            Waveform at ESPEAK_RATE.
-        words : numpy.ndarray, [words, 2], float64
-            Start and end of each word, seconds.
-        """
-        self._samples, self._starts, self._pauses = [], [], []
-        # Over plain blanks espeak-ng runs pairs like "in the" together into one event;
-        # no-break spaces keep a word a word, with the same phonemes.
-        encoded = text.replace(" ", "\N{NO-BREAK SPACE}").encode()
-        size = ctypes.c_size_t(len(encoded) + 1)
-        self.espeak.espeak_Synth(encoded, size, 0, 1, 0, _CHARS_UTF8, None, None)
-        self.espeak.espeak_Synchronize()
-        if len(self._starts) != len(text.split()):
-            raise RuntimeError(
-                f"espeak-ng marked {len(self._starts)} words in {text!r}, "
-                f"which has {len(text.split())}"
-            )
-        samples = np.concatenate(self._samples) / 2**15
-        # A word lasts until the next word, or until the pause before it.
-        stops = [*self._starts, *self._pauses, len(samples)]
-        ends = [min(s for s in stops if s > start) for start in self._starts]
-        return samples, np.array([self._starts, ends]).T / ESPEAK_RATE
+def _with_pause(text, share, seed):
+    """A sentence, in a share of cases with a comma between two of its words."""
+    rng, words = random.Random(f"{seed} {text}"), text.split()
+    if rng.random() < share:
+        words[rng.randrange(len(words) - 1)] += ","
+    return " ".join(words)
 
 
 def _pink_noise(num_samples, rng):
@@ -250,6 +145,12 @@ def _record(espeak, speaker, text, rng):
     speech, words = espeak.say(text)
     speech = resample_poly(speech, 320, 441)  # 22050 -> 16000 Hz
     speech *= 10 ** (speaker.level / 20) / speech.std()
+    for k, word in enumerate(text.split()):
+        if word.endswith(","):
+            longer = round(rng.uniform(0, LONGER) * SAMPLE_RATE)
+            middle = round((words[k, 1] + words[k + 1, 0]) / 2 * SAMPLE_RATE)
+            speech = np.insert(speech, middle, np.zeros(longer))
+            words[k + 1 :] += longer / SAMPLE_RATE
     before, after = (rng.uniform(0.1, 0.4, 2) * SAMPLE_RATE).astype(int)
     signal = np.pad(speech, (before, after))
     noise_level = 10 ** ((speaker.level - speaker.snr) / 20)
@@ -268,8 +169,9 @@ def _record_chapter(speaker, lines, seed, folder):
         rng = np.random.default_rng([seed, speaker.number, k])
         signal, words = _record(espeak, speaker, text, rng)
         soundfile.write(chapter / f"{utterance}.flac", signal, SAMPLE_RATE)
-        transcripts.append(f"{utterance} {text.upper()}\n")
-        for word, (start, end) in zip(text.upper().split(), words, strict=True):
+        text = text.replace(",", "").upper()
+        transcripts.append(f"{utterance} {text}\n")
+        for word, (start, end) in zip(text.split(), words, strict=True):
             alignment.append(f"{utterance} 1 {start:.3f} {end - start:.3f} {word}\n")
     name = f"{speaker.number}-1"
     (chapter / f"{name}.trans.txt").write_text("".join(transcripts))
@@ -322,7 +224,9 @@ def _count(data_folder):
     }
 
 
-def prepare_mini_speech(data_folder, hours=3.0, seed=0, processes=None):
+def prepare_mini_speech(
+    data_folder, hours=3.0, seed=0, pauses=PAUSES, paused=(TRAIN,), processes=None
+):
     """Make the corpus, unless it is there already.
 
     It is made in a hidden folder and moved into place when whole; the marker,
@@ -337,7 +241,9 @@ def prepare_mini_speech(data_folder, hours=3.0, seed=0, processes=None):
         Duration of train, hours; dev and test get a fourteenth of it each, and 10
         utterances at least.
     seed : int
-        The same hours and seed give the same bytes.
+        The same settings and seed give the same bytes.
+    pauses, paused
+        Of `plan`: how many sentences have a pause, in which splits.
     processes : int, optional
         How many to use at a time (default: one per core); does not change the result.
 
@@ -347,7 +253,7 @@ def prepare_mini_speech(data_folder, hours=3.0, seed=0, processes=None):
         If data_folder holds another corpus's SPEAKERS.TXT.
     """
     data_folder = Path(data_folder)
-    chapters = plan(hours, seed)
+    chapters = plan(hours, seed, pauses, paused)
     description = json.dumps([FORMAT, [(astuple(who), said) for who, said in chapters]])
     fingerprint = hashlib.sha256(description.encode()).hexdigest()
     marker, speakers = data_folder / MARKER, data_folder / "SPEAKERS.TXT"
@@ -360,7 +266,7 @@ def prepare_mini_speech(data_folder, hours=3.0, seed=0, processes=None):
             f"{speakers} is not MiniSpeech's: {data_folder} seems to hold another "
             "corpus. Choose another folder"
         )
-    _load_espeak()  # if it is missing, say so once, not in every child process
+    load_espeak()  # if it is missing, say so once, not in every child process
     partial = data_folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -373,7 +279,13 @@ def prepare_mini_speech(data_folder, hours=3.0, seed=0, processes=None):
         if target.is_dir():
             shutil.rmtree(target)
         item.replace(target)
-    made = {"hours": hours, "seed": seed, "plan_sha256": fingerprint}
+    made = {
+        "hours": hours,
+        "seed": seed,
+        "pauses": pauses,
+        "paused": [*paused],
+        "plan_sha256": fingerprint,
+    }
     made["files"] = _count(data_folder)
     (partial / MARKER).write_text(json.dumps(made, indent=2) + "\n")
     (partial / MARKER).replace(marker)
@@ -389,10 +301,13 @@ def main():
     defaults = argparse.ArgumentDefaultsHelpFormatter
     about = "Make the MiniSpeech corpus in LibriSpeech's layout."
     parser = argparse.ArgumentParser(description=about, formatter_class=defaults)
-    parser.add_argument("data_folder", help="where to put it")
-    parser.add_argument("--hours", type=float, default=3.0, help="of train, hours")
-    parser.add_argument("--seed", type=int, default=0, help="of sentences and noise")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="at once")
+    add = parser.add_argument
+    add("data_folder", help="where to put it")
+    add("--hours", type=float, default=3.0, help="of train, hours")
+    add("--seed", type=int, default=0, help="of sentences and noise")
+    add("--pauses", type=float, default=PAUSES, help="share of sentences with one")
+    add("--paused", nargs="*", default=[TRAIN], choices=[*VARIANTS], help="splits")
+    add("--processes", type=int, default=os.cpu_count(), help="at once")
     prepare_mini_speech(**vars(parser.parse_args()))
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(RECIPE))
 
 import grammar  # noqa: E402
 import mini_prepare  # noqa: E402
-from mini_prepare import VARIANTS, plan, prepare_mini_speech  # noqa: E402
+from mini_prepare import TRAIN, VARIANTS, plan, prepare_mini_speech  # noqa: E402
 
 HOURS = 0.002  # 3 utterances of train, 10 of dev, 10 of test
 
@@ -125,6 +125,18 @@ def test_plan_follows_the_seed():
     assert plan(hours=0.1, seed=1) != plan(hours=0.1, seed=2)
 
 
+def test_a_share_of_train_has_a_pause_and_says_the_same():
+    plain, paused = (plan(hours=0.5, seed=0, pauses=share) for share in (0.0, 0.3))
+    commas = {split: [] for split in VARIANTS}
+    for (speaker, lines), (_, others) in zip(plain, paused, strict=True):
+        for (utterance, text), (other, said) in zip(lines, others, strict=True):
+            assert utterance == other and text == said.replace(",", "")
+            assert not said.endswith(",")
+            commas[speaker.split].append(said.count(","))
+    assert not any(commas["dev-clean-mini"] + commas["test-clean-mini"])
+    assert {*commas[TRAIN]} == {0, 1} and 0.25 < np.mean(commas[TRAIN]) < 0.35
+
+
 def test_every_variant_is_in_the_wheel():
     loader = pytest.importorskip("espeakng_loader")
     folder = Path(loader.get_data_path()) / "voices" / "!v"
@@ -174,6 +186,28 @@ def test_alignment_fits_the_audio(corpus):
                 assert speech - decibels(silence) > 12, utterance
 
 
+def test_speakers_pause_between_words(corpus, tmp_path):
+    """As long as the alignment says, and dev and test are what they were."""
+    prepare_mini_speech(tmp_path, hours=HOURS, pauses=1.0, processes=2)
+    for split in ("dev-clean-mini", "test-clean-mini"):
+        assert contents(tmp_path / split) == contents(corpus / split)
+    assert transcripts(tmp_path, TRAIN) == transcripts(corpus, TRAIN)
+    found = []
+    for utterance, words in alignments(tmp_path, TRAIN).items():
+        (path,) = tmp_path.rglob(f"{utterance}.flac")
+        signal, rate = soundfile.read(path)
+        assert words[-1][0] + words[-1][1] < len(signal) / rate
+        ends = [start + duration for start, duration, _ in words]
+        gaps = [w[0] - end for w, end in zip(words[1:], ends, strict=False)]
+        (k,) = [k for k, gap in enumerate(gaps) if gap > 0.05]
+        begin, end = round(ends[k] * rate), round(words[k + 1][0] * rate)
+        # 50 ms later: espeak-ng lets the last sound fade after the word's end.
+        pause, speech = signal[begin + 800 : end - 160], signal[:begin]
+        assert speech.std() > 4 * pause.std(), utterance
+        found.append(gaps[k])
+    assert len(found) == 3 and max(found) > 0.3
+
+
 def test_same_bytes_whatever_the_number_of_processes(corpus, tmp_path):
     prepare_mini_speech(tmp_path, hours=HOURS, processes=1)
     assert contents(tmp_path) == contents(corpus)
@@ -219,7 +253,7 @@ def test_interrupted_run_is_not_trusted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(mini_prepare, "_record_all", lambda *_: None)
     monkeypatch.setattr(mini_prepare, "_write_tables", interrupt)
-    monkeypatch.setattr(mini_prepare, "_load_espeak", lambda: None)
+    monkeypatch.setattr(mini_prepare, "load_espeak", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         prepare_mini_speech(tmp_path, hours=HOURS)
     assert [path.name for path in tmp_path.iterdir()] == [".partial"]
