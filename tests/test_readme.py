@@ -12,11 +12,12 @@ import soundfile
 from conftest import PITCH, ROOT, TINY, speak, write_corpus
 from programs import run_python
 from tiny_hubert import make_hubert
+from tiny_llm import make_llm
 from tiny_teacher import make_teacher
 
 # In the order in which a reader types them: what a page needs, those before it have made.
 PAGES = ["README.md", "docs/train.md", "docs/own_recordings.md", "docs/recognise.md"]
-PAGES += ["docs/report.md", "docs/context.md"]
+PAGES += ["docs/report.md", "docs/context.md", "docs/language_models.md"]
 # Run by tests of their own: test_extending*.py, test_serve_api.py.
 ELSEWHERE = {"docs/extending.md", "docs/serve.md"}
 EVERY_PAGE = sorted(
@@ -114,6 +115,7 @@ def place(tmp_path_factory):
         ],
     )
     make_hubert(place / "models/hubert-base-ls960")
+    make_llm(place / "models/qwen", "llama")
     for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
         shutil.move(write_corpus(place / "my", 8, seed), place / f"my/{name}.csv")
     soundfile.write(place / "my/speech.wav", speak("abcd"), 16000)
@@ -145,6 +147,9 @@ def in_place(command, place):
     if any(w.endswith("train_coldec.py") for w in words):
         words += "--vocab_size 12 --vector_size 32 --d_model 16 --nhead 2".split()
         words += "--d_ffn 32 --number_of_epochs 1 --device cpu".split()
+    if any(w.endswith("train_llm.py") for w in words):
+        words += "--llm_width 32 --cif_width 32 --d_ffn 32 --device cpu".split()
+        words += ["--number_of_epochs", "1", "--prompt", "S:{speech}T:"]
     if "extract_teacher.py" in command:
         words += ["--vocab_size", "12"]
     if "train_fithubert.py" in command:

@@ -18,10 +18,14 @@ import sys
 from cif_lobes.inference.command import add_hotwords
 from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import Parser, installed_name, run_program
+from cif_lobes.storage.run_files import is_llm_run
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
 SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
+# What a language model's run has no use for: it has no search over fires.
+OF_SEARCH = ("lm", "rescore", "hotwords", "coldec", "purify", "eos_threshold")
+OF_SEARCH += ("tail_threshold", "sweep", "swept")
 
 
 def parse_arguments(argv):
@@ -105,8 +109,53 @@ def parse_arguments(argv):
     return given
 
 
+def read_sets(given, hparams):
+    """The data sets to score, by name."""
+    from cif_lobes.runs.stages import manifest_paths
+
+    manifests = manifest_paths(hparams)
+    del manifests["train"]
+    if given.csv:
+        manifests = {"csv": given.csv}
+    splits = ["valid"] if given.sweep else given.split or list(manifests)
+    unknown = set(splits) - manifests.keys()
+    if unknown:
+        raise SystemExit(
+            f"{given.run} has no set {sorted(unknown)[0]!r}; it has "
+            f"{', '.join(manifests)}. Score other data with --csv FILE"
+        )
+    return {name: path for name, path in manifests.items() if name in splits}
+
+
+def main_llm(given):
+    """As `main`, of a run of train_llm.py."""
+    from cif_lobes.runs.evaluation import score
+    from cif_lobes.runs.speech_llm import how, load_run, make_datasets
+
+    for name in OF_SEARCH:
+        if getattr(given, name):
+            raise SystemExit(
+                f"--{name} is for a recogniser, and {given.run} has a language model that "
+                "writes: leave it out, or score the recogniser that it was trained on"
+            )
+    changed = {n: v for n in (*OF_YAML, "beam") if (v := getattr(given, n)) is not None}
+    changed |= {"error_unit": given.error_unit} if given.error_unit else {}
+    names = {"beam": "beam_size"}
+    overrides = {names.get(name, name): value for name, value in changed.items()}
+    if given.eval_batch_seconds:
+        overrides["eval_batch_seconds"] = given.eval_batch_seconds
+    brain, hparams = load_run(given.run, overrides, {"device": given.device})
+    if given.csv:
+        hparams["ears_cache"] = None
+    datasets = make_datasets(hparams, read_sets(given, hparams))
+    key = "_".join(["{}", *(f"{name}={value}" for name, value in changed.items())])
+    score(brain, hparams, datasets, key=key, **how(hparams))
+
+
 def main(given):
     """Load the run, decode, write the figures down."""
+    if is_llm_run(given.run):
+        return main_llm(given)
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes.data.batches import make_dataset
     from cif_lobes.decoding.context import load_context
@@ -119,7 +168,6 @@ def main(given):
     from cif_lobes.runs.cif import load_run
     from cif_lobes.runs.ears import open_cache_if_it_serves
     from cif_lobes.runs.evaluation import score
-    from cif_lobes.runs.stages import manifest_paths
     from cif_lobes.storage.parameters import read_parameters
     from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
 
@@ -139,18 +187,7 @@ def main(given):
     brain, hparams = load_run(given.run, overrides, {"device": given.device})
     scorer = lm and load_scorer(lm, hparams["tokenizer"])
     rescorer = rescore and HuggingFaceLMRescorer(rescore, given.device)
-    manifests = manifest_paths(hparams)
-    del manifests["train"]
-    if given.csv:
-        manifests = {"csv": given.csv}
-    splits = ["valid"] if given.sweep else given.split or list(manifests)
-    unknown = set(splits) - manifests.keys()
-    if unknown:
-        raise SystemExit(
-            f"{given.run} has no set {sorted(unknown)[0]!r}; it has "
-            f"{', '.join(manifests)}. Score other data with --csv FILE"
-        )
-    manifests = {name: path for name, path in manifests.items() if name in splits}
+    manifests = read_sets(given, hparams)
     heard = open_cache_if_it_serves(hparams, manifests)
     tokenizer, rate = hparams["tokenizer"], hparams["sample_rate"]
     datasets = {
@@ -276,7 +313,17 @@ def export(argv):
         )
     names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}
     decoding = {name: chosen[n] for name, n in names.items() if n in chosen}
-    if given.format == "onnx":
+    of_llm = is_llm_run(given.run)
+    if of_llm and given.format == "onnx":
+        parser.error(
+            f"{given.run} has a language model that writes, which ONNX is not for here: "
+            "export the recogniser that it was trained on, or with --format speechbrain"
+        )
+    if of_llm:
+        from cif_lobes.inference.speech_llm import export_llm_run as write
+
+        usage = f"cif-transcribe {given.out} speech.wav"
+    elif given.format == "onnx":
         from cif_lobes.inference.folders import check_installed
 
         check_installed("--format onnx", "onnx", "onnxscript", "onnxruntime")

@@ -40,6 +40,14 @@ cif-transcribe {name} speech.wav
 
 Both need the package cif-lobes; the first runs whatever `hyperparams.yaml` names, the second
 only what cif-lobes knows.""",
+    "llm": """\
+```
+cif-transcribe {name} speech.wav
+```
+
+needs the package cif-lobes, and the language model that `llm` in `hyperparams.yaml` names: a
+name on the hub, or a folder. Its weights and tokenizer must be those that `llm.json` has the
+hashes of. `recognizer/` is an export of the recogniser that the adapter was trained on.""",
     "onnx": """\
 ```
 cif-transcribe {name} speech.wav
@@ -77,7 +85,7 @@ class Exported(NamedTuple):
     """What an export is, beside its run."""
 
     kind: str
-    """str: "speechbrain" or "onnx"."""
+    """str: a key of `USE`."""
     language: str
     """str: zh, en or none."""
     sample_rate: int
@@ -89,6 +97,8 @@ class Exported(NamedTuple):
     None."""
     int8: bool = False
     """bool: whether the weights of matrices have 8 bits."""
+    llm: str = ""
+    """str: language model that writes, and of which the export has an adapter."""
 
 
 def read_exported(settings, learnt, average=None, num_checkpoints=None):
@@ -128,11 +138,11 @@ def write_card(folder, out_folder, run_folder, exported, license=None):
     given = {k: v for k, v in exported.decoding.items() if v is not None}
     decoding = {**of_run, **given}
     rows = sorted(record.get("results", {}).items())
-    same = [_is_same(figures, decoding) for _, figures in rows]
+    same = [_is_same(figures, decoding, exported.kind) for _, figures in rows]
     data = ModelCardData(
         language=exported.language if exported.language in ("zh", "en") else None,
         license=license,
-        library_name="speechbrain" if exported.kind == "speechbrain" else "onnx",
+        library_name="onnx" if exported.kind == "onnx" else "speechbrain",
         pipeline_tag=TASK,
         tags=["cif", "speech"],
         metrics=sorted({NAMES[f["unit"]].lower() for _, f in rows}) or None,
@@ -165,12 +175,13 @@ def write_card(folder, out_folder, run_folder, exported, license=None):
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _is_same(figures, decoding):
+def _is_same(figures, decoding, kind):
     """Whether a set was decoded as the export decodes."""
     others = any(figures.get(name) for name in OTHERS)
     # Where a beam may end; a greedy search ends at what is best.
     ends = decoding["beam"] == 1 or figures.get("eos_threshold") == EOS_THRESHOLD
-    return not others and ends and all(figures.get(n) == decoding[n] for n in SAME)
+    ends |= kind == "llm"
+    return not others and ends and all(figures.get(n) == decoding.get(n) for n in SAME)
 
 
 def _facts(record, exported):
@@ -182,7 +193,9 @@ def _facts(record, exported):
         "language": exported.language,
         "sample rate": f"{exported.sample_rate} Hz; others are resampled",
         "parameters": f"{sum(p.numel() for p in exported.learnt):,}"
-        + (", those of matrices as 8-bit integers" if exported.int8 else ""),
+        + (", those of matrices as 8-bit integers" if exported.int8 else "")
+        + (", of the adapter" if exported.llm else ""),
+        **({"language model": exported.llm} if exported.llm else {}),
         "trained on": unknown if hours is None else f"{hours:.2f} hours of speech",
         "longest training utterance": f"{longest:.1f} s" if longest else unknown,
         "recipe": _recipe(record.get("yaml")) or unknown,

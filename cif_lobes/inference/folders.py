@@ -1,4 +1,5 @@
-"""What a model's folder is: a training run, an export, or an ONNX export."""
+"""What a model's folder is: a training run, of a recogniser or of an adapter into a
+language model, an export, or an ONNX export."""
 
 import importlib.util
 import json
@@ -7,6 +8,7 @@ import shutil
 
 from cif_lobes.inference.windows import MAX_SECONDS
 from cif_lobes.settings.safe_yaml import inside
+from cif_lobes.storage.run_files import is_llm_run
 
 TEACHER_VOCAB = "vocab.txt"  # in an export whose tokens are WordPieces
 
@@ -52,7 +54,8 @@ class Opened:
         folder : str
             Output folder of a training run, or of `evaluate.py export`.
         overrides : dict, optional
-            Settings of an export's yaml to change: beam_size, tail_threshold.
+            Settings of an export's yaml to change: beam_size, tail_threshold; of a run of
+            train_llm.py beam_size, llm.
         device : str
             cpu or cuda.
         """
@@ -76,11 +79,16 @@ class Opened:
 def open_folder(folder, overrides=None):
     """The objects of the recogniser of a run or an export.
 
-    See `cif_lobes.inference.export.open_run` and `open_export`.
+    See `cif_lobes.inference.export.open_run` and `open_export`, and
+    `cif_lobes.inference.speech_llm.open_llm_run`.
     """
     # Here: an ONNX export is recognised without PyTorch.
     from cif_lobes.inference.export import find_parameters, open_export, open_run
 
+    if is_llm_run(folder):
+        from cif_lobes.inference.speech_llm import open_llm_run
+
+        return open_llm_run(folder, overrides)
     is_run = find_parameters(folder) is None
     return (open_run if is_run else open_export)(folder, overrides)
 

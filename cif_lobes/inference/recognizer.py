@@ -33,7 +33,7 @@ class CIFRecognizer(Opened):
     Arguments
     ---------
     hparams : dict
-        From `cif_lobes.inference.export.open_run` or `open_export`.
+        From `cif_lobes.inference.folders.open_folder`.
     device : str
         cpu or cuda.
 
@@ -55,6 +55,9 @@ class CIFRecognizer(Opened):
         hparams["model"].to(device).eval()
         self.fire = hparams["modules"]["encoder"]
         self.searcher = hparams["searcher"]
+        self.writer = hparams.get("writer")  # of a run of train_llm.py
+        if self.writer is not None:
+            self.writer.to(device)
         self.clock = frame_clock(
             self.fire.features, self.fire.encoder, self.sample_rate
         )
@@ -75,8 +78,13 @@ class CIFRecognizer(Opened):
         Raises
         ------
         FileNotFoundError, ValueError
-            As `cif_lobes.decoding.hotwords.load_hotwords`.
+            As `cif_lobes.decoding.hotwords.load_hotwords`; also if a language model writes.
         """
+        if self.writer is not None and hotwords is not None:
+            raise ValueError(
+                "hotwords are for the search of a recogniser, and a language model writes "
+                "here: give them to the recogniser that it was trained on"
+            )
         tree = load_hotwords(hotwords, self.tokenizer) if hotwords is not None else None
         self.searcher.scorer = fuse(hotwords=tree, hotword_weight=weight)
 
@@ -154,7 +162,7 @@ class CIFRecognizer(Opened):
         for batch in self._batches(windows, batch_seconds * self.sample_rate):
             for window, nbest in zip(batch, self._recognize(batch), strict=True):
                 nbests[window.recording].append((window.start, nbest))
-        beam = self.searcher.beam_size
+        beam = (self.writer or self.searcher).beam_size
         return [
             None
             if index in failed
@@ -221,10 +229,14 @@ class CIFRecognizer(Opened):
         found = self.searcher.nbest(fired.embeddings, fired.lengths)
         confidences = iter(self._confidences(fired, found))
         boundaries = fired.boundaries.cpu()
-        return [
+        nbests = [
             [self._transcript(window, times, *h, next(confidences)) for h in nbest]
             for window, times, nbest in zip(batch, boundaries, found, strict=True)
         ]
+        if self.writer is None:
+            return nbests
+        heard = [nbest[0] for nbest in nbests]
+        return self.writer.write(fired, heard, [window.start for window in batch])
 
     def _confidences(self, fired, found):
         """Probability of each token, hypothesis by hypothesis over all utterances."""

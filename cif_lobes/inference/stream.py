@@ -82,6 +82,11 @@ class StreamingRecognizer(Opened):
 
     def __init__(self, hparams, device="cpu"):
         check_device(device)
+        if "writer" in hparams:
+            raise ValueError(
+                "a language model writes when it has read the whole utterance, and a "
+                "stream has no end: stream with the recogniser that it was trained on"
+            )
         self.device = device
         self.tokenizer, self.searcher = hparams["tokenizer"], hparams["searcher"]
         self.sample_rate = hparams["sample_rate"]

@@ -7,16 +7,30 @@ trained, then writes the transcript in its own pieces.
 """
 
 import hashlib
+import json
 import pathlib
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from cif_lobes.nets.lora import SETTINGS as LORA
+from cif_lobes.nets.lora import LoRA
 from cif_lobes.storage.parameters import hash_parameters
+from cif_lobes.storage.run_files import LLM_NOTE
 
 SPEECH = "{speech}"  # its place in a prompt
 NO_LOSS = -100
+
+
+class Written(NamedTuple):
+    """A text that a language model has written."""
+
+    ids: list
+    """list of int: pieces, and the end of sentence unless it wrote on and on."""
+    log_probs: list
+    """list of float: of each of them, in nats."""
 
 
 class LinearAdapter(nn.Module):
@@ -88,7 +102,8 @@ class TransformerAdapter(nn.Module):
 class SpeechLLM(nn.Module):
     """A frozen causal language model that reads CIF vectors in a prompt.
 
-    Always in eval mode and without gradients of its own; keep it out of a Brain's modules.
+    Always in eval mode and without gradients of its own, but for those of
+    `cif_lobes.nets.lora.LoRA`; keep it out of a Brain's modules.
 
     Arguments
     ---------
@@ -98,15 +113,17 @@ class SpeechLLM(nn.Module):
         What is said around the speech, which stands at "{speech}".
     chat : bool
         Whether the prompt is put into the model's chat template, as the user's words.
-    random : bool
-        Weights as before any training, for comparison: what does the text bring?
+    random : int, optional
+        Seed of weights as before any training, in place of the model's, for comparison:
+        what does the text bring?
 
     Attributes
     ----------
     width : int
         Of an embedding.
     identity : dict
-        What an adapter has been trained for: prompt, width, hashes.
+        What an adapter has been trained for: prompt, width, hashes of the tokenizer and
+        of the weights.
 
     Raises
     ------
@@ -115,17 +132,24 @@ class SpeechLLM(nn.Module):
         tokenizer lacks what is needed.
     """
 
-    def __init__(self, source, prompt=SPEECH, chat=False, random=False):
+    def __init__(self, source, prompt=SPEECH, chat=False, random=None):
         super().__init__()
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            GenerationConfig,
+        )
 
         if prompt.count(SPEECH) != 1:
             raise ValueError(f"prompt {prompt!r} must have {SPEECH} once")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(source)
-            if random:
+            if random is not None:
                 config = AutoConfig.from_pretrained(source)
-                self.lm = AutoModelForCausalLM.from_config(config)
+                with torch.random.fork_rng(devices=()):
+                    torch.manual_seed(random)
+                    self.lm = AutoModelForCausalLM.from_config(config)
             else:
                 self.lm = AutoModelForCausalLM.from_pretrained(source)
         except (OSError, ValueError) as error:
@@ -138,6 +162,10 @@ class SpeechLLM(nn.Module):
         self.end = self.tokenizer.eos_token_id
         if self.end is None:
             raise ValueError(f"llm {source}: its tokenizer has no end of sentence")
+        # Not the model's own: some sample, or punish what is said twice.
+        self.lm.generation_config = GenerationConfig(
+            eos_token_id=self.end, pad_token_id=self.end
+        )
         begin = self.tokenizer.bos_token_id
         begin = [self.end if begin is None else begin]
         text = prompt
@@ -174,9 +202,14 @@ class SpeechLLM(nn.Module):
         """Ids of a transcript, without end of sentence."""
         return self._split(text)
 
+    def decode(self, ids):
+        """What ids say, spaces at the begin included."""
+        options = {"clean_up_tokenization_spaces": False}  # it joins what was apart
+        return self.tokenizer.decode(ids, skip_special_tokens=True, **options)
+
     def text(self, ids):
         """Transcript of ids."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return self.decode(ids).strip()
 
     def forward(self, embeddings, lengths, texts):
         """Cross-entropy of transcripts.
@@ -210,13 +243,16 @@ class SpeechLLM(nn.Module):
         # Behind a text, where a causal model does not look: no mask is needed.
         rows = pad_sequence(rows, batch_first=True)
         targets = pad_sequence(targets, batch_first=True, padding_value=NO_LOSS)
-        logits = self.lm(inputs_embeds=rows).logits.float()
+        # No logits are needed where all rows have their prompt.
+        first = len(self.before) + int(lengths.min()) + len(self.after) - 1
+        kept = rows.shape[1] - first
+        logits = self.lm(inputs_embeds=rows, logits_to_keep=kept).logits.float()
+        targets = targets[:, first:]
         loss = nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=NO_LOSS, reduction="sum"
         )
         return loss, (logits.argmax(-1) == targets).sum(), total
 
-    @torch.no_grad()
     def transcribe(self, embeddings, lengths, beam_size=1):
         """Transcripts that the model writes, as list of str.
 
@@ -230,22 +266,63 @@ class SpeechLLM(nn.Module):
         -------
         list of str
         """
-        texts = []
-        # One by one: a batch would be padded on the left, and its rounding differ.
-        for speech, length in zip(
-            self._prompts(embeddings, lengths), lengths.tolist(), strict=True
-        ):
-            ids = self.lm.generate(
-                inputs_embeds=speech[None],
-                attention_mask=torch.ones(1, len(speech), device=speech.device),
-                max_new_tokens=4 * length + 8,
-                num_beams=beam_size,
-                do_sample=False,
-                eos_token_id=self.end,
-                pad_token_id=self.end,
-            )
-            texts.append(self.text(ids[0].tolist()))
-        return texts
+        prompts = self._prompts(embeddings, lengths)
+        return [
+            self.text(self._generate(*one, beam_size)[0])
+            for one in zip(prompts, lengths.tolist(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def nbest(self, embeddings, lengths, beam_size=1):
+        """Transcripts with the probabilities of their pieces.
+
+        Arguments
+        ---------
+        embeddings, lengths, beam_size
+            As of `transcribe`.
+
+        Returns
+        -------
+        list of list of Written
+            Of each utterance, the most probable first.
+        """
+        prompts = self._prompts(embeddings, lengths)
+        return [
+            [
+                Written(ids, self._log_probs(speech, ids))
+                for ids in self._generate(speech, length, beam_size)
+            ]
+            for speech, length in zip(prompts, lengths.tolist(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def _generate(self, speech, length, beam_size):
+        """Ids of each text of a beam behind a prompt [S, H]; one by one: a batch would be
+        padded on the left, and its rounding differ."""
+        if length == 0:  # nothing was said, whatever such a model would make of it
+            return [[]]
+        options = {"length_penalty": 0.0} if beam_size > 1 else {}  # log-probabilities
+        rows = self.lm.generate(
+            inputs_embeds=speech[None],
+            attention_mask=torch.ones(1, len(speech), device=speech.device),
+            max_new_tokens=4 * length + 8,
+            num_beams=beam_size,
+            num_return_sequences=beam_size,
+            do_sample=False,
+            **options,
+        ).tolist()
+        # Behind their ends rows are padded, with ends.
+        ends = [(*ids, self.end).index(self.end) + 1 for ids in rows]
+        return [ids[:end] for ids, end in zip(rows, ends, strict=True)]
+
+    def _log_probs(self, speech, ids):
+        """Log-probability of each id behind a prompt [S, H]."""
+        if not ids:
+            return []
+        ids = torch.tensor(ids, device=speech.device)
+        rows = torch.cat([speech, self.embed(ids[:-1])])[None]
+        logits = self.lm(inputs_embeds=rows, logits_to_keep=len(ids)).logits[0].float()
+        return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0].tolist()
 
     def _prompts(self, embeddings, lengths):
         """Prompt with speech [S, H] of each utterance."""
@@ -256,3 +333,61 @@ class SpeechLLM(nn.Module):
 
     def _split(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def open_llm(settings):
+    """The language model that a yaml describes, and its LoRA.
+
+    Arguments
+    ---------
+    settings : dict
+        llm, prompt, chat, random_llm, seed, and those of `cif_lobes.nets.lora`, which
+        yamls of before have not.
+
+    Returns
+    -------
+    llm : SpeechLLM
+    lora : cif_lobes.nets.lora.LoRA or None
+        None if lora_rank is 0.
+
+    Raises
+    ------
+    ValueError
+        As these.
+    """
+    random = settings["seed"] if settings["random_llm"] else None
+    llm = SpeechLLM(settings["llm"], settings["prompt"], settings["chat"], random)
+    if not settings.get("lora_rank"):
+        return llm, None
+    rank, alpha, targets = (settings[name] for name in LORA)
+    lora = LoRA(llm, rank, alpha, targets)
+    llm.identity["lora"] = [rank, alpha, *targets]
+    return llm, lora
+
+
+def check_identity(folder, now, llm):
+    """See that a language model is still the one that an adapter was trained for.
+
+    Arguments
+    ---------
+    folder : str
+        Run or export, with its note.
+    now : dict
+        The `identity`, and `recognizer`: hash of the weights that fire.
+    llm : str
+        What the model is called in a message.
+
+    Raises
+    ------
+    ValueError
+        Names what differs.
+    """
+    path = pathlib.Path(folder) / LLM_NOTE
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [n for n in {**before, **now} if before.get(n) != now.get(n)]
+    if changed:
+        raise ValueError(
+            f"{folder}: its adapter was trained with {' and '.join(changed)} other than "
+            f"those of the language model {llm} and of the recogniser, as {LLM_NOTE} has "
+            "them. Give the same ones; to train with others, another --output_folder"
+        )

@@ -6,15 +6,16 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
-from cif_lobes.nets.speech_llm import SpeechLLM
+from cif_lobes.nets.speech_llm import check_identity, open_llm
+from cif_lobes.runs.ears import open_cache
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.stages import assemble, finish, fit, start
+from cif_lobes.settings.safe_yaml import build
 from cif_lobes.storage.atomic_files import write_atomically
-from cif_lobes.storage.run_files import keep_tokenizer
+from cif_lobes.storage.checkpoints import SafeCheckpointer
+from cif_lobes.storage.run_files import LLM_NOTE, keep_tokenizer
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
 from cif_lobes.training.speech_llm import SpeechLLMBrain
-
-IDENTITY = "llm.json"  # of a run folder: what the adapter was trained for
 
 
 def run(hparams_file, run_opts, overrides, prepare):
@@ -28,16 +29,28 @@ def run(hparams_file, run_opts, overrides, prepare):
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     brain = make_brain(hparams, run_opts)
     run_on_main(keep_tokenizer, args=[hparams])
-    datasets = {
-        name: make_dataset(path, hparams["tokenizer"], hparams["sample_rate"])
-        for name, path in manifests.items()
-    }
+    datasets = make_datasets(hparams, manifests)
     fit(brain, hparams_file, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
-    used = {name: hparams[name] for name in ("llm", "recognizer")}
-    results = score(brain, hparams, tests, beam=hparams["beam_size"], **used)
+    results = score(brain, hparams, tests, **how(hparams))
     finish()
     return results
+
+
+def load_run(folder, overrides=None, run_opts=None):
+    """The Brain and settings of a run folder; see `cif_lobes.runs.cif.load_run`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If recogniser or language model are not where the yaml says, or are others.
+    """
+    folder = pathlib.Path(folder)
+    own = {"output_folder": str(folder), "save_folder": str(folder / "save")}
+    hparams = build(folder / "hyperparams.yaml", {**own, **(overrides or {})})
+    counter = {"counter": hparams["epoch_counter"]}
+    hparams["checkpointer"] = SafeCheckpointer(folder / "save", counter)
+    return make_brain(hparams, run_opts or {"device": "cpu"}), hparams
 
 
 def make_brain(hparams, run_opts):
@@ -57,9 +70,7 @@ def make_brain(hparams, run_opts):
         "sample_rate": recognizer.sample_rate,
     }
     hparams |= {"features": network.features, "encoder": network.encoder}
-    llm = SpeechLLM(
-        hparams["llm"], hparams["prompt"], hparams["chat"], hparams["random_llm"]
-    )
+    llm, lora = open_llm(hparams)
     for name, ours, theirs in [
         ("cif_width", hparams["cif_width"], recognizer.vector_size),
         ("llm_width", hparams["llm_width"], llm.width),
@@ -73,24 +84,39 @@ def make_brain(hparams, run_opts):
         SpeechLLMBrain,
         hparams,
         run_opts,
-        hparams["modules"],
+        hparams["modules"] | ({"lora": lora} if lora else {}),
         recognizer=recognizer,
         llm=llm,
     )
 
 
+def make_datasets(hparams, manifests):
+    """Data sets of manifests, by name, once `make_brain` has brought the recogniser."""
+    heard = open_cache(hparams, manifests)
+    if hparams.get("ears_cache") and heard is None:
+        raise ValueError(
+            f"ears_cache is set, and {hparams['recognizer']} has no pretrained ears: "
+            "--ears_cache null"
+        )
+    return {
+        name: make_dataset(
+            path, hparams["tokenizer"], hparams["sample_rate"], None, heard
+        )
+        for name, path in manifests.items()
+    }
+
+
+def how(hparams):
+    """What is kept beside figures."""
+    names = {"beam": "beam_size", "llm": "llm", "recognizer": "recognizer"}
+    return {name: hparams[setting] for name, setting in names.items()}
+
+
 def keep_identity(hparams, llm, recognizer):
     """Write down what the adapter is trained for, or see that it is still the same."""
-    path = pathlib.Path(hparams["output_folder"]) / IDENTITY
+    folder = pathlib.Path(hparams["output_folder"])
     now = {**llm.identity, "recognizer": recognizer.weights_hash}
-    if not path.exists():
-        write_atomically(path, json.dumps(now, indent=1) + "\n")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        raise ValueError(
-            f"{path.parent}: its adapter was trained with {' and '.join(changed)} other "
-            f"than those of {hparams['llm']} and {recognizer.path}. Give the same, or "
-            "train into another --output_folder"
-        )
+    if (folder / LLM_NOTE).exists():
+        check_identity(folder, now, hparams["llm"])
+    else:
+        write_atomically(folder / LLM_NOTE, json.dumps(now, indent=1) + "\n")

@@ -9,6 +9,7 @@ from cif_lobes.settings.safe_yaml import read_settings
 from cif_lobes.storage.checkpoints import SafeCheckpointer, find_fault, load_parameters
 
 DISTILLATION = "distillation"  # the module that knows a teacher, while one is trained
+FIRING = ("features", "encoder", "cif")  # modules that CIF vectors depend on
 
 
 def average_parameters(checkpoints_dir, average, num_checkpoints):
@@ -132,6 +133,12 @@ def hash_parameters(parameters):
         digest.update(f"{name} {list(weight.shape)}".encode())
         digest.update(weight.contiguous().cpu().numpy())
     return digest.hexdigest()[:16]
+
+
+def hash_modules(parameters, names):
+    """Hash of those of a network's weights that are of some of its modules."""
+    theirs = {k: v for k, v in parameters.items() if k.split(".")[0] in names}
+    return hash_parameters(theirs)
 
 
 def hash_weights(encoder, without):

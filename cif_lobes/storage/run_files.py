@@ -9,6 +9,14 @@ from hyperpyyaml import resolve_references
 from cif_lobes.settings.safe_yaml import inside
 from cif_lobes.storage.atomic_files import atomic_open, write_atomically
 
+# Of a run of train_llm.py, or its export: what the adapter was trained for.
+LLM_NOTE = "llm.json"
+
+
+def is_llm_run(folder):
+    """Whether a folder is a run of train_llm.py or an export of one."""
+    return pathlib.Path(folder, LLM_NOTE).exists()
+
 
 def keep_settings(hparams, hparams_file, overrides):
     """Write hyperparams.yaml, as SpeechBrain does, but never half of it.

@@ -2,6 +2,7 @@
 
 import torch
 
+from cif_lobes.storage.parameters import FIRING
 from cif_lobes.teachers.frozen_run import FrozenRun
 
 
@@ -18,7 +19,7 @@ class FrozenRecognizer(FrozenRun):
         Width D of its vectors.
     """
 
-    parts = ("features", "encoder", "cif")
+    parts = FIRING
     others = ("sample_rate",)
 
     def __init__(self, path, device="cpu"):
@@ -41,6 +42,7 @@ class FrozenRecognizer(FrozenRun):
         Arguments
         ---------
         waves : torch.Tensor, [B, samples], float32
+            Or cached states of its ears, see `cif_lobes.nets.ears.PretrainedEars`.
         lengths : torch.Tensor, [B], int64
             Samples of each.
         target_lengths : torch.Tensor, [B], int64, optional

@@ -5,7 +5,7 @@ import torch
 from cif_lobes.nets.kept_ears import open_ears
 from cif_lobes.settings.safe_yaml import build, inside
 from cif_lobes.storage.parameters import (
-    hash_parameters,
+    hash_modules,
     read_parameters,
     run_folder,
 )
@@ -82,7 +82,7 @@ class FrozenRun(torch.nn.Module):
     @classmethod
     def hash_weights(cls, parameters):
         """16 hex digits of the parts' weights, from those of the whole network."""
-        return hash_parameters(cls.of_the_parts(parameters))
+        return hash_modules(parameters, cls.parts)
 
     def train(self, mode=True):
         """Stays in eval mode, whatever a Brain asks for."""

@@ -29,7 +29,7 @@ class SpeechLLMBrain(RecognizerBrain):
     ---------
     recognizer : cif_lobes.teachers.cif_recognizer.FrozenRecognizer
         Beside `modules`, like the language model, so neither is trained, switched to
-        train mode or saved.
+        train mode or saved. Of the language model, `lora` is, if it is among `modules`.
     llm : cif_lobes.nets.speech_llm.SpeechLLM
     **kwargs
         Those of `speechbrain.Brain`.
@@ -43,9 +43,9 @@ class SpeechLLMBrain(RecognizerBrain):
     def fire(self, batch):
         """CIF vectors [B, U, D] and their number [B], from the audio alone."""
         batch = batch.to(self.device, non_blocking=True)
-        waves, relative = batch.signal
-        lengths = (relative * waves.shape[1]).round().long()
-        fired = self.recognizer(waves, lengths)
+        # What pretrained ears have heard before, or what they are to hear.
+        x, relative = batch.heard if hasattr(batch, "heard") else batch.signal
+        fired = self.recognizer(x, (relative * x.shape[1]).round().long())
         return fired.embeddings, fired.lengths
 
     def compute_forward(self, batch, stage):
@@ -53,9 +53,8 @@ class SpeechLLMBrain(RecognizerBrain):
         vectors, lengths = self.fire(batch)
         embeddings = self.modules.adapter(vectors, lengths)
         lengths = lengths.cpu()
-        return Predictions(
-            embeddings, lengths, *self.llm(embeddings, lengths, batch.text)
-        )
+        read = getattr(self.modules, "lora", self.llm)
+        return Predictions(embeddings, lengths, *read(embeddings, lengths, batch.text))
 
     def compute_objectives(self, predictions, batch, stage):
         """Cross-entropy of the transcript's pieces, summed; keeps the ledger."""

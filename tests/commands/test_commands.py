@@ -54,7 +54,7 @@ def test_nothing_of_requirements_is_missing_in_an_installed_package():
         if line and line[0] not in "#-"
     }
     extras = PROJECT["optional-dependencies"]
-    names = [*PROJECT["dependencies"], *extras["onnx"], *extras["dev"]]
+    names = [*PROJECT["dependencies"], *extras["onnx"], *extras["llm"], *extras["dev"]]
     assert {Requirement(name).name for name in names} - {"cif-lobes"} == setup
 
 

@@ -1,9 +1,13 @@
 """CIF vectors in a language model's prompt."""
 
+import sys
+
 import pytest
 import torch
+import transformers
 from tiny_llm import make_llm
 
+from cif_lobes.nets.lora import LoRA
 from cif_lobes.nets.speech_llm import LinearAdapter, SpeechLLM, TransformerAdapter
 
 PROMPT = "S:{speech}T:"
@@ -51,6 +55,36 @@ def test_alone_as_in_a_batch(llm):
         assert llm.transcribe(speech[i : i + 1, :n], lengths[i : i + 1]) == [written[i]]
 
 
+def test_what_is_written_has_the_probability_of_the_loss(llm):
+    torch.manual_seed(0)
+    speech, lengths = torch.randn(2, 3, 32), torch.tensor([3, 2])
+    for size in (1, 3):
+        found = llm.nbest(speech, lengths, size)
+        best = [llm.text(beam[0].ids) for beam in found]
+        assert best == llm.transcribe(speech, lengths, size)
+        for i, beam in enumerate(found):
+            sums = [sum(w.log_probs) for w in beam]
+            assert len(beam) == size and sums == sorted(sums, reverse=True)
+            for w in beam:
+                n = lengths[i : i + 1]
+                ended = w.ids[-1] == llm.end
+                assert len(w.ids) == len(w.log_probs)
+                assert ended or len(w.ids) == 4 * n + 8
+                loss, *_ = llm(speech[i : i + 1], n, [llm.text(w.ids)])
+                if ended and llm.pieces(llm.text(w.ids)) == w.ids[:-1]:
+                    assert -sum(w.log_probs) == pytest.approx(loss.item(), rel=1e-4)
+    assert llm.nbest(speech[:1], torch.tensor([0]))[0][0] == ([], [])
+
+
+def test_the_model_s_own_way_to_write_is_not_asked(tmp_path):
+    folder = make_llm(tmp_path / "llm", "llama")
+    speech, lengths = torch.randn(1, 4, 32), torch.tensor([4])
+    before = SpeechLLM(folder, PROMPT).nbest(speech, lengths)
+    config = transformers.GenerationConfig(repetition_penalty=9.0, eos_token_id=[2, 3])
+    config.save_pretrained(folder)
+    assert SpeechLLM(folder, PROMPT).nbest(speech, lengths) == before
+
+
 def test_only_the_adapter_learns(llm):
     adapter = LinearAdapter(8, 32)
     assert not llm.train().training
@@ -59,6 +93,49 @@ def test_only_the_adapter_learns(llm):
     loss.backward()
     assert adapter.linear.weight.grad.abs().sum() > 0
     assert not any(p.requires_grad or p.grad is not None for p in llm.parameters())
+
+
+@pytest.mark.parametrize("kind, target", [("llama", "q_proj"), ("gpt2", "c_attn")])
+def test_lora_is_all_that_learns_in_the_model(tmp_path, kind, target):
+    folder = make_llm(tmp_path, kind)
+    plain, llm = SpeechLLM(folder, PROMPT), SpeechLLM(folder, PROMPT)
+    case = torch.randn(2, 3, 32), torch.tensor([3, 1]), ["ab", "c"]
+    lora = LoRA(llm, 2, 8, [target])
+    assert lora(*case)[0] == plain(*case)[0]  # B is zero
+    lora(*case)[0].backward()
+    learnt = {id(p) for p in lora.parameters()}
+    assert {id(p) for p in llm.parameters() if p.grad is not None} == learnt
+    assert len(learnt) == 2 * 2  # A and B, two layers
+    assert all(target in name and "lora_" in name for name in lora.state_dict())
+    with torch.no_grad():
+        for p in lora.parameters():
+            p += 0.1
+    assert abs(lora(*case)[0] - plain(*case)[0]) > 0.01
+    other = LoRA(plain, 2, 8, [target])
+    other.load_state_dict(lora.state_dict())
+    assert torch.equal(plain(*case)[0], lora(*case)[0])
+
+
+def test_lora_s_formula(tmp_path):
+    llm = SpeechLLM(make_llm(tmp_path, "llama"), PROMPT)
+    q_proj, x = llm.lm.model.layers[0].self_attn.q_proj, torch.randn(5, 32)
+    LoRA(llm, 2, 8, ["q_proj"])
+    with_lora = llm.lm.model.layers[0].self_attn.q_proj
+    a, b = with_lora.lora_A["default"].weight, with_lora.lora_B["default"].weight
+    b.data.normal_()
+    expected = q_proj(x) + 8 / 2 * x @ a.T @ b.T
+    assert torch.allclose(with_lora(x), expected, atol=1e-5)
+
+
+def test_lora_that_cannot_be(tmp_path, monkeypatch):
+    llm = SpeechLLM(make_llm(tmp_path, "gpt2"), PROMPT)
+    with pytest.raises(ValueError, match="no linear layer q_proj .* has c_attn, c_fc"):
+        LoRA(llm, 2, 8, ["q_proj", "v_proj"])
+    with pytest.raises(ValueError, match="lora_targets: none"):
+        LoRA(llm, 2, 8, [])
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match="pip install peft, or the extra .llm."):
+        LoRA(llm, 2, 8, ["c_attn"])
 
 
 def test_the_transformer_adapter_sees_no_padding():
@@ -96,6 +173,9 @@ def test_a_chat_template_and_random_weights(tmp_path):
     plain.tokenizer.save_pretrained(folder)
     chat = SpeechLLM(folder, "a{speech}b", chat=True)
     assert chat.before.tolist() == [1, 8, 3] and chat.after.tolist() == [4, 9]
-    random = SpeechLLM(folder, PROMPT, random=True)
+    state = torch.random.get_rng_state()
+    random, again = (SpeechLLM(folder, PROMPT, random=7) for _ in range(2))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert random.identity == again.identity
     assert random.identity["weights"] != plain.identity["weights"]
     assert random.identity["tokenizer"] == plain.identity["tokenizer"]

@@ -93,8 +93,9 @@ def test_it_learns_and_holds_the_adapter_alone(corpus, tmp_path, trained, llm):
 
 @pytest.mark.slow
 def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
-    """Stopped within the second epoch, with a language model of random weights."""
+    """Stopped within the second epoch, with random weights and LoRA in them."""
     settings = {"number_of_epochs": 2, "random_llm": True, "beam_size": 1}
+    settings |= {"lora_rank": 2, "lora_targets": "[c_attn]"}
     through = arguments(corpus, tmp_path / "a", trained, llm, **settings)
     resumed = arguments(corpus, tmp_path / "b", trained, llm, **settings)
     run(through)
@@ -103,7 +104,10 @@ def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
     assert len(epochs(tmp_path / "b/run")) == 1
     run(resumed)
     a, b = (last_checkpoint(tmp_path / f"{x}/run") for x in "ab")
+    assert {name.split(".")[0] for name in a} == {"adapter", "lora"}
     assert all(torch.equal(a[name], b[name]) for name in a)
+    done = run([*resumed, "--lora_rank", "3"], check=False)
+    assert done.returncode == 1 and "trained with lora other than" in done.stderr
     assert epochs(tmp_path / "a/run")[-1] == epochs(tmp_path / "b/run")[-1]
 
 
