@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from functools import partial
 
 import speechbrain as sb
 import torch
@@ -77,7 +78,11 @@ def measure(brain, hparams, datasets, train_options, valid_options):
     loader = brain.make_dataloader(datasets["train"], sb.Stage.TRAIN, **train_options)
     training = _time_training(brain, loader, train_options["num_workers"])
     loader = brain.make_dataloader(datasets["valid"], sb.Stage.VALID, **valid_options)
-    validation = _time_validation(brain, loader, valid_options["num_workers"])
+    rows = datasets["valid"].data.values()
+    # Those of a language model are texts.
+    durations = [row.get("duration", 0.0) for row in rows]
+    workers = valid_options["num_workers"]
+    validation = _time_validation(brain, loader, workers, durations)
     state = [*hparams["model"].state_dict().values()]
     adam = [p for p in hparams["model"].parameters() if p.requires_grad]
     checkpoint = sum(x.numel() * x.element_size() for x in (*state, *adam, *adam))
@@ -109,7 +114,9 @@ def describe(estimate, device):
         f"  all {estimate['epochs']} epochs   {whole}, without the test sets\n"
         f"  a checkpoint   {estimate['checkpoint'] / 1e6:,.0f} MB, at most "
         f"{estimate['disk'] / 1e9:,.2f} GB of them\n"
+        # Whole runs had 1.4 to 1.6 times that on CPUs: docs/benchmarks/dry_run.md.
         f"{tokens}  memory   {estimate['memory']:,.1f} GB"
+        f"{' at least' if torch.device(device).type == 'cpu' else ''}"
     )
 
 
@@ -132,11 +139,15 @@ def _time_training(brain, loader, workers):
             spent += _spent(loading, _clock(brain, brain.fit_batch, batch), workers)
         if number >= WARM_UP or number == len(chosen) - 1:
             seconds, size = seconds + spent, size + sizes[update]
+    # The largest, which may not be among them, decides what memory is needed.
+    largest = max(range(len(sampler)), key=partial(_padded_pass, sampler))
+    brain.step = largest + 1
+    brain.fit_batch(_load(loader, sampler[largest].indices)[0])
     return seconds * sum(sizes) / size
 
 
-def _time_validation(brain, loader, workers):
-    """Seconds of a validation."""
+def _time_validation(brain, loader, workers, durations):
+    """Seconds of a validation; durations of its utterances say which batch is largest."""
     brain.on_stage_start(sb.Stage.VALID, 1)
     brain.modules.eval()
     batches = list(loader.batch_sampler)
@@ -147,6 +158,8 @@ def _time_validation(brain, loader, workers):
             batch, loading = _load(loader, batches[number])
             took = _clock(brain, brain.evaluate_batch, batch, sb.Stage.VALID)
             seconds += _spent(loading, took, workers)
+        largest = max(batches, key=lambda b: len(b) * max(durations[i] for i in b))
+        brain.evaluate_batch(_load(loader, largest)[0], sb.Stage.VALID)
     return seconds * len(batches) / len(chosen)
 
 
@@ -184,8 +197,15 @@ def _spent(loading, computing, workers):
 def _padded(sampler, update):
     """Size of an update, padding included."""
     passes = range(sampler.first_pass(update), sampler.first_pass(update + 1))
-    parts = [sampler[n].indices for n in passes if sampler[n].counts]
-    return sum(len(part) * max(sampler.sizes[i] for i in part) for part in parts)
+    return sum(_padded_pass(sampler, n) for n in passes)
+
+
+def _padded_pass(sampler, number):
+    """The same of one pass of an update."""
+    part = sampler[number]
+    if not part.counts:
+        return 0.0
+    return len(part.indices) * max(sampler.sizes[i] for i in part.indices)
 
 
 def _spread(total, wanted):
