@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 LIBRARIES = """torch torchaudio speechbrain.core h5py matplotlib.pyplot
     transformers.models.bert.modeling_bert transformers.models.whisper.modeling_whisper"""
 
+GRACE = 20  # seconds that what torchrun started together may go on once one has failed
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(LIBRARIES.split())
 
@@ -49,7 +51,13 @@ def run_python(words, check=True, cwd=ROOT, env=None, processes=1):
     ranks = [{**(env or {}), **rank} for rank in _ranks(processes)]
     programs = [Program(words, cwd, rank) for rank in ranks]
     for program in programs:
-        program.process.join()
+        # The others may wait for ever for one that has failed.
+        while program.process.is_alive():
+            failed = any(p.process.exitcode for p in programs)
+            program.process.join(GRACE if failed else 0.05)
+            if failed:
+                program.process.kill()
+                program.process.join()
     statuses = [program.process.exitcode for program in programs]
     done = subprocess.CompletedProcess(
         programs[0].words,
