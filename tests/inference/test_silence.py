@@ -22,5 +22,10 @@ def test_silence_adds_no_text(corpus, tmp_path, yaml, capsys):
     plain = rates.pop("as it is")
     assert unit == "char" and plain < 30
     assert len(rates) == 27 + 4 and max(rates.values()) < plain + WORST[yaml]
+    if "streaming" in yaml:
+        _, _, streamed = benchmark.measure(tmp_path / "run", corpus[1], stream=True)
+        # Without silence of a second, the stream has heard what the recogniser has.
+        assert streamed.pop("as it is") == plain
+        assert max(streamed.values()) < plain + WORST[yaml]
     lines = benchmark.table(unit, -19.0, {"as it is": plain, **rates}, "tones")
     assert len([line for line in lines.splitlines() if line[:2] == "| "]) == 10
