@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, epochs, last_checkpoint, tiny_arguments, train, write_corpus
-from programs import interrupt, run_python
+from programs import cold, interrupt, run_python
 
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.data.update_batches import UpdateBatches
@@ -165,7 +165,8 @@ def test_resuming_equals_running_through(corpus, tmp_path):
     """Interrupted within an epoch, with dropout, masks and speed perturbation."""
     settings = {"number_of_epochs": 3, "speeds": "[90, 100, 110]"}
     through = tiny_arguments(corpus, tmp_path / "a", **settings)
-    train(through)
+    # Of processes that are forked, all would have one order of sets of strings.
+    cold([str(ROOT / "recipes/AISHELL-1/train.py"), *through])
     resumed = tiny_arguments(corpus, tmp_path / "b", **settings, ckpt_interval_steps=1)
     resumed += ["--ckpt_interval_minutes", "0"]
     stop_in_epoch(2, resumed)
