@@ -14,7 +14,6 @@ from cif_lobes.inference.recordings import BLOCK
 
 PAUSE = 0.6  # seconds; what is shorter stays as it is
 KEPT = 0.2  # seconds of a pause that stay beside speech
-EDGE = 0.2  # of that before the first word, and behind the last
 STEADY_DB = 2.0  # standard deviation of the level of a pause
 BELOW_DB = 10.0  # level of a pause below that of the recording, at least
 FLOOR = 1e-7  # power, -70 dB of full scale: what is fainter is silence
@@ -51,15 +50,13 @@ def shorten_pauses(signal, sample_rate):
     quiet = _pauses(signal, size)
     if quiet.all() or not quiet.any():
         return signal, []
-    kept, edge = round(KEPT / BLOCK), round(EDGE / BLOCK)
+    kept = round(KEPT / BLOCK)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], quiet, [0]]).astype(int)))
     pieces, openings, passed, done = [], [], 0, 0
     for first, end in edges.reshape(-1, 2):
         # Beside speech, which does not begin or end with the recording.
-        within = first > 0 and end < len(quiet)
-        beside = kept if within else edge
-        stop = size * (first + beside if first else 0)
-        again = size * (end - beside) if end < len(quiet) else len(signal)
+        stop = size * (first + kept if first else 0)
+        again = size * (end - kept) if end < len(quiet) else len(signal)
         if again <= stop:
             continue
         pieces.append(signal[done:stop])

@@ -35,7 +35,7 @@ EVAL_SHARE = 14  # one utterance of dev, and one of test, for 14 of train
 MARKER = "mini_speech.json"
 SPEAKERS_HEADER = "; MiniSpeech: id | split | voice | pitch | range | rate | dB | SNR"
 TRAIN = "train-clean-mini"
-PAUSES = 0.3  # share of the sentences of train that are said with a pause
+PAUSES = 0.0  # share of sentences that are said with a pause
 LONGER = 0.8  # seconds by which it is longer than the synthesiser's at a comma, at most
 FORMAT = 1  # to be raised when the same plan gives other audio, so corpora are remade
 
