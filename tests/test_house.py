@@ -152,15 +152,11 @@ def test_what_a_script_takes_from_a_neighbour_is_there(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         neighbour = path.parent / f"{getattr(node, 'module', None)}.py"
         if isinstance(node, ast.ImportFrom) and neighbour.is_file():
-            there = {
-                name
-                for one in ast.parse(neighbour.read_text(encoding="utf-8")).body
-                for name in (
-                    [target.id for target in one.targets]
-                    if isinstance(one, ast.Assign)
-                    else [getattr(one, "name", None)]
-                )
-            }
+            there = set()
+            for one in ast.parse(neighbour.read_text(encoding="utf-8")).body:
+                there.add(getattr(one, "name", None))
+                for target in getattr(one, "targets", []):  # a name, or several
+                    there |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
             assert {alias.name for alias in node.names} <= there, neighbour
 
 
