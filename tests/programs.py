@@ -127,6 +127,8 @@ def _run(words, cwd, environment, folder):
     for kind, number in (("stdout", 1), ("stderr", 2)):
         file = os.open(os.path.join(folder, kind), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
+    # Its own processes start as those of a program that was typed, not as this one did.
+    multiprocessing.set_start_method(None, force=True)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

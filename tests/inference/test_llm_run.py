@@ -11,9 +11,9 @@ from tiny_llm_run import make_llm_run
 from cif_lobes.commands import evaluate
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.inference.command import main as transcribe
-from cif_lobes.inference.folders import open_folder
+from cif_lobes.inference.folders import open_folder, open_recognizer
 from cif_lobes.inference.recognizer import CIFRecognizer
-from cif_lobes.inference.serve.worker import Worker, open_recognizer
+from cif_lobes.inference.serve.worker import Worker, find_stream
 from cif_lobes.inference.speech_llm import find_times, spell
 from cif_lobes.inference.stream import StreamingRecognizer
 from cif_lobes.inference.transcript import Token
@@ -141,8 +141,8 @@ def test_what_is_not_the_same_is_refused(run, export, tmp_path, corpus, exported
 
 def test_it_is_served_and_transcribed_and_not_streamed(export, utterances, capsys):
     file, _, _ = utterances[0]
-    recognizer, make_stream = open_recognizer(export, beam=1)
-    assert make_stream is None
+    recognizer, hparams = open_recognizer(export, beam=1)
+    assert find_stream(hparams, "cpu") is None
     worker = Worker(recognizer)
     served = worker.transcribe(str(file)).result()
     with pytest.raises(ValueError, match="hotwords are for the search of a recogniser"):
