@@ -78,7 +78,7 @@ def open_yaml(path, settings):
     return brain, datasets["train"]
 
 
-def open_run(folder, untrained, overrides=None):
+def open_run(folder, untrained):
     """The Brain of a run, and its training set; see `open_yaml`.
 
     Arguments
@@ -86,8 +86,6 @@ def open_run(folder, untrained, overrides=None):
     folder : pathlib.Path
     untrained : bool
         With random parameters in place of its own.
-    overrides : dict, optional
-        Settings to change.
     """
     from cif_lobes.data.batches import make_dataset
     from cif_lobes.runs.cif import load_run, make_brain
@@ -96,8 +94,7 @@ def open_run(folder, untrained, overrides=None):
     from cif_lobes.training.distillation import add_teacher
 
     # The heads' first updates are not what is asked for.
-    overrides = {"distil_after": 0, **(overrides or {})}
-    _, hparams = load_run(folder, overrides, teacher=True)
+    _, hparams = load_run(folder, {"distil_after": 0}, teacher=True)
     manifest = manifest_paths(hparams)["train"]
     cache = add_teacher(hparams, manifest)
     brain = make_brain(hparams, {"device": "cpu"})  # with the losses' heads
