@@ -23,10 +23,9 @@ from cif_lobes.data.batches import read_audio
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.text import normalize
 from cif_lobes.decoding.scoring import NAMES, ErrorRate
-from cif_lobes.inference.folders import is_onnx
+from cif_lobes.inference.folders import open_recognizer
 from cif_lobes.inference.lines import Lines
 from cif_lobes.inference.live import CHUNK
-from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.inference.stream import StreamingRecognizer
 from cif_lobes.inference.windows import find_pause
 
@@ -73,27 +72,21 @@ def make_silence(seconds, noise_db, sample_rate):
     return 10 ** (noise_db / 20) * noise
 
 
-def open_recognizer(folder):
+def open_whole(folder):
     """From waveforms to texts, their sample rate and language."""
-    if is_onnx(folder):
-        from cif_lobes.inference.onnx import OnnxRecognizer
-
-        onnx = OnnxRecognizer(folder)
-
-        def recognize_each(signals):
-            return [t.text for t in onnx.transcribe(signals, max_seconds=60.0)]
-
-        return recognize_each, onnx.sample_rate, onnx.settings["language"]
-    recognizer = CIFRecognizer.from_folder(folder, {"beam_size": 1})
+    recognizer, hparams = open_recognizer(folder, beam=1)
 
     def recognize(signals):
         return [t.text for t in recognizer.transcribe(signals, max_seconds=60.0)]
 
-    return recognize, recognizer.sample_rate, recognizer.tokenizer.language
+    language = (
+        hparams["tokenizer"].language if hparams else recognizer.settings["language"]
+    )
+    return recognize, recognizer.sample_rate, language
 
 
 def open_stream(folder):
-    """As `open_recognizer`; recordings arrive in chunks, lines are joined."""
+    """As `open_whole`; recordings arrive in chunks, lines are joined."""
     recognizer = StreamingRecognizer.from_folder(folder)
     rate, language = recognizer.sample_rate, recognizer.tokenizer.language
 
@@ -119,7 +112,7 @@ def measure(folder, csv, limit=None, ctm=None, stream=False):
     rates : dict
         By (noise_db, seconds, place), by gain, and by "as it is".
     """
-    open_folder = open_stream if stream else open_recognizer
+    open_folder = open_stream if stream else open_whole
     recognize, sample_rate, language = open_folder(folder)
     unit = "char" if language == "zh" else "word"
     rows = read_manifest(csv)[:limit]
