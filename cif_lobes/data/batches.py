@@ -1,6 +1,7 @@
 """Manifests to batches: audio and token ids of an utterance, batched by duration."""
 
 import logging
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,12 +82,19 @@ def signal_item(sample_rate):
         For `DynamicItemDataset`. It raises UnusableAudio with the utterance's name.
     """
 
-    def signal(utt_id, wav, offset, duration):
-        u = Utterance(utt_id, duration, wav, "", None, offset)
-        return read_utterance(u, sample_rate)
-
     takes = ["id", "wav", "offset", "duration"]
-    return {"func": signal, "takes": takes, "provides": "signal"}
+    func = partial(_read_signal, sample_rate)
+    return {"func": func, "takes": takes, "provides": "signal"}
+
+
+# Items are functions of the module: workers that are not forked unpickle them.
+def _read_signal(sample_rate, utt_id, wav, offset, duration):
+    u = Utterance(utt_id, duration, wav, "", None, offset)
+    return read_utterance(u, sample_rate)
+
+
+def _encode(tokenizer, wrd):
+    return torch.tensor(tokenizer.encode(wrd) + [tokenizer.eos_index])
 
 
 def dataset_rows(manifest):
@@ -135,15 +143,12 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None, ears_cach
             "rows out, or recognise the files with: python -m cif_lobes.inference"
         )
 
-    def tokens(wrd):
-        return torch.tensor(tokenizer.encode(wrd) + [tokenizer.eos_index])
-
     heard = {"takes": ["id"], "provides": "heard"}
     items = [
         {"func": ears_cache.__getitem__, **heard}
         if ears_cache is not None
         else signal_item(sample_rate),
-        {"func": tokens, "takes": ["wrd"], "provides": "tokens"},
+        {"func": partial(_encode, tokenizer), "takes": ["wrd"], "provides": "tokens"},
         {"func": tokenizer.normalize, "takes": ["wrd"], "provides": "text"},
     ]
     if teacher_cache is not None:
