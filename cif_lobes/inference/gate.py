@@ -39,6 +39,7 @@ class SpeechGate:
         self.waiting = 0  # samples at the end of it that have not passed
         self.is_open = False
         self.received = self.passed = 0  # samples
+        self.spoken = 0  # samples received when somebody last spoke
         self.openings = []  # samples that had passed, seconds that had been lost
 
     def push(self, signal):
@@ -68,11 +69,20 @@ class SpeechGate:
                 self.waiting = min(self.waiting, len(self.heard))
                 was_open = self.is_open
                 self.is_open = not is_steady(self.heard, self.sample_rate)
+                if was_open and not self.is_open:
+                    self.spoken = self.received - len(self.heard)
                 if self.is_open and not was_open:
                     lost = self.received - self.waiting - self.passed
                     self.openings.append((self.passed, lost / self.sample_rate))
                     passing.append(self._pass())
         return np.concatenate(passing)
+
+    @property
+    def silence(self):
+        """float: seconds since somebody spoke; 0 while, and before, somebody does."""
+        if self.is_open or not self.passed:
+            return 0.0
+        return (self.received - self.spoken) / self.sample_rate
 
     def true_time(self, seconds):
         """When what has passed was received, both in seconds from the first sample."""

@@ -1,13 +1,16 @@
 """A stream as lines of text, one after the other, for as long as somebody speaks."""
 
 MAX_UTTERANCE = 60.0  # seconds
+# Seconds without speech that end an utterance. After one, people often go on with the
+# sentence: the network, too, which otherwise begins anew in the middle of it.
+PAUSE = 3.0
 
 
 class Lines:
     """Audio chunks to lines, of which the last one grows.
 
-    A line is an utterance. It ends where the network says so, after a second without
-    speech, or after a minute: behind an end of sentence a `StreamingRecognizer` hears
+    A line is an utterance. It ends where the network says so, after three seconds
+    without speech, or after a minute: behind an end of sentence a `StreamingRecognizer` hears
     nothing until it is told that another utterance begins.
 
     Arguments
@@ -32,7 +35,7 @@ class Lines:
         longest = MAX_UTTERANCE * self.recognizer.sample_rate
         if (
             self.recognizer.ended
-            or self.recognizer.at_pause
+            or self.recognizer.gate.silence >= PAUSE
             or self.recognizer.gate.passed > longest
         ):
             self.finish()

@@ -113,11 +113,6 @@ class StreamingRecognizer(Opened):
         return chunk + look_ahead / self.sample_rate
 
     @property
-    def at_pause(self):
-        """bool: whether somebody has spoken and has been silent for a second."""
-        return self.gate.passed > 0 and not self.gate.is_open
-
-    @property
     def ended(self):
         """bool: whether the utterance has had its end of sentence."""
         return self.path.ended

@@ -50,7 +50,7 @@ def test_a_line_is_an_utterance(recognizer, parts, monkeypatch, capsys):  # noqa
     # It has learnt nothing, and says an end of sentence anywhere.
     monkeypatch.setattr(StreamingRecognizer, "ended", False)
     said = text_of(parts, SPEECH)
-    pause = np.zeros(3 * RATE, np.float32)
+    pause = np.zeros(4 * RATE, np.float32)
     signal = np.concatenate([SPEECH, pause, SPEECH])
     shown = []
 
@@ -166,7 +166,7 @@ def test_no_microphone_package(monkeypatch):
 class Talker:
     """Says an end of sentence after every third chunk, and hears nothing behind it."""
 
-    sample_rate, at_pause, gate = 16000, False, types.SimpleNamespace(passed=1)
+    sample_rate, gate = 16000, types.SimpleNamespace(passed=1, silence=0.0)
 
     def __init__(self):
         self.said, self.heard = "", 0

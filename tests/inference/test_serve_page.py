@@ -58,8 +58,8 @@ def test_a_file_becomes_text(chromium, exported, utterances, tmp_path):
 class Counter:
     """Hears nothing, and counts seconds: a word for each that was not silent."""
 
-    sample_rate, ended, at_pause = 16000, False, False
-    gate = SimpleNamespace(passed=1)
+    sample_rate, ended = 16000, False
+    gate = SimpleNamespace(passed=1, silence=0.0)
 
     def __init__(self):
         self.heard = []
