@@ -129,6 +129,7 @@ def read_sets(given, hparams):
 
 def main_llm(given):
     """As `main`, of a run of train_llm.py."""
+    from cif_lobes.runs.ears import open_cache_if_it_serves
     from cif_lobes.runs.evaluation import score
     from cif_lobes.runs.speech_llm import how, load_run, make_datasets
 
@@ -145,9 +146,8 @@ def main_llm(given):
     if given.eval_batch_seconds:
         overrides["eval_batch_seconds"] = given.eval_batch_seconds
     brain, hparams = load_run(given.run, overrides, {"device": given.device})
-    if given.csv:
-        hparams["ears_cache"] = None
-    datasets = make_datasets(hparams, read_sets(given, hparams))
+    manifests = read_sets(given, hparams)
+    datasets = make_datasets(hparams, manifests, open_cache_if_it_serves)
     key = "_".join(["{}", *(f"{name}={value}" for name, value in changed.items())])
     score(brain, hparams, datasets, key=key, **how(hparams))
 

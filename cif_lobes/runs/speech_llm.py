@@ -6,6 +6,7 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
+from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.speech_llm import check_identity, open_llm
 from cif_lobes.runs.ears import open_cache
 from cif_lobes.runs.evaluation import score
@@ -30,6 +31,8 @@ def run(hparams_file, run_opts, overrides, prepare):
     brain = make_brain(hparams, run_opts)
     run_on_main(keep_tokenizer, args=[hparams])
     datasets = make_datasets(hparams, manifests)
+    if not (brain.test_only or hparams["dry_run"]):
+        brain.start_adapter(datasets["train"])
     fit(brain, hparams_file, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
     results = score(brain, hparams, tests, **how(hparams))
@@ -90,10 +93,26 @@ def make_brain(hparams, run_opts):
     )
 
 
-def make_datasets(hparams, manifests):
-    """Data sets of manifests, by name, once `make_brain` has brought the recogniser."""
-    heard = open_cache(hparams, manifests)
-    if hparams.get("ears_cache") and heard is None:
+def make_datasets(hparams, manifests, open_heard=open_cache):
+    """Data sets of manifests, by name, once `make_brain` has brought the recogniser.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml.
+    manifests : dict of str to str
+        csv files.
+    open_heard : callable
+        As `cif_lobes.runs.ears.open_cache`.
+
+    Raises
+    ------
+    ValueError
+        If there is a cache and nothing that could have heard it; see `open_cache`.
+    """
+    heard = open_heard(hparams, manifests)
+    has_ears = isinstance(hparams["features"], PretrainedEars)
+    if hparams.get("ears_cache") and not has_ears:
         raise ValueError(
             f"ears_cache is set, and {hparams['recognizer']} has no pretrained ears: "
             "--ears_cache null"

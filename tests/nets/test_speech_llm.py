@@ -7,8 +7,9 @@ import torch
 import transformers
 from tiny_llm import make_llm
 
+from cif_lobes.nets.adapters import LinearAdapter, TransformerAdapter
 from cif_lobes.nets.lora import LoRA
-from cif_lobes.nets.speech_llm import LinearAdapter, SpeechLLM, TransformerAdapter
+from cif_lobes.nets.speech_llm import SpeechLLM
 
 PROMPT = "S:{speech}T:"
 
