@@ -59,6 +59,8 @@ def parse_arguments(argv):
     add("--coldec", help="network that knows --hotwords: folder of train_coldec.py")
     share = "share of its distribution at every fire"
     add_option(parser, "--coldec_weight", 0.5, "0 to 1", share)
+    gate = "multiply the weight of a fire by the share of attention that phrases have"
+    add("--coldec_gated", action="store_true", help=gate)
     add("--purify", type=count, help="phrases that a fire keeps (default: all)")
     add(
         "--eos_threshold",
@@ -227,12 +229,15 @@ def main(given):
         decoding |= {"hotwords": given.hotwords, "hotword_weight": given.hotword_weight}
     if given.coldec:
         settings = {"coldec_weight": given.coldec_weight, "purify": given.purify or 0}
+        settings |= {"coldec_gated": True} if given.coldec_gated else {}
         context = load_context(
             given.coldec,
             FrozenRecognizer.hash_weights(read_parameters(given.run)),
             given.hotwords,
             hparams["tokenizer"],
-            *settings.values(),
+            given.coldec_weight,
+            given.purify or 0,
+            given.coldec_gated,
         )
         name = "-".join(os.path.abspath(given.coldec).split(os.sep)[-2:])
         changed |= {"coldec": name, **settings}
