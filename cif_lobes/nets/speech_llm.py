@@ -6,6 +6,7 @@ they stand in a prompt in place of text. The model, which never heard speech and
 trained, then writes the transcript in its own pieces.
 """
 
+import copy
 import hashlib
 import json
 import pathlib
@@ -118,6 +119,7 @@ class SpeechLLM(nn.Module):
         before, after = text.split(SPEECH)
         self.before = torch.tensor(begin + self._split(before), dtype=torch.long)
         self.after = torch.tensor(self._split(after), dtype=torch.long)
+        self._begin = None
         self.embed = self.lm.get_input_embeddings()
         self.width = self.embed.embedding_dim
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
@@ -166,8 +168,11 @@ class SpeechLLM(nn.Module):
         total : int
             Pieces.
         """
+        read = self._read_begin(len(texts))
+        begin = read.get_seq_length() if read is not None else 0
         rows, targets = [], []
         for speech, text in zip(self._prompts(embeddings, lengths), texts, strict=True):
+            speech = speech[begin:]
             ids = torch.tensor([*self.pieces(text), self.end], device=speech.device)
             # The last piece is not read.
             rows.append(torch.cat([speech, self.embed(ids[:-1])]))
@@ -178,9 +183,12 @@ class SpeechLLM(nn.Module):
         rows = pad_sequence(rows, batch_first=True)
         targets = pad_sequence(targets, batch_first=True, padding_value=NO_LOSS)
         # No logits are needed where all rows have their prompt.
-        first = len(self.before) + int(lengths.min()) + len(self.after) - 1
+        prompt = len(self.before) + int(lengths.min()) + len(self.after)
+        first = prompt - begin - 1
         kept = rows.shape[1] - first
-        logits = self.lm(inputs_embeds=rows, logits_to_keep=kept).logits.float()
+        logits = self.lm(
+            inputs_embeds=rows, past_key_values=read, logits_to_keep=kept
+        ).logits.float()
         targets = targets[:, first:]
         loss = nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=NO_LOSS, reduction="sum"
@@ -264,6 +272,23 @@ class SpeechLLM(nn.Module):
         before, after = (self.embed(x.to(device)) for x in (self.before, self.after))
         for speech, length in zip(embeddings, lengths.tolist(), strict=True):
             yield torch.cat([before, speech[:length].to(before), after])
+
+    def _read_begin(self, batch):
+        """What a batch of prompts begins with, read once: keys and values, or None.
+
+        All but the piece before the speech, which a loss of an empty text needs. With LoRA
+        the model changes at every update, and reads it again.
+        """
+        begin = self.before[:-1]
+        if not len(begin) or any(p.requires_grad for p in self.lm.parameters()):
+            return None
+        if self._begin is None:
+            with torch.no_grad():
+                ids = begin.to(self.embed.weight.device)[None]
+                self._begin = self.lm(input_ids=ids, use_cache=True).past_key_values
+        read = copy.deepcopy(self._begin)
+        read.batch_repeat_interleave(batch)
+        return read
 
     def _split(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
