@@ -8,6 +8,7 @@ trained, then writes the transcript in its own pieces.
 
 import copy
 import hashlib
+import inspect
 import json
 import pathlib
 from typing import NamedTuple
@@ -186,9 +187,8 @@ class SpeechLLM(nn.Module):
         prompt = len(self.before) + int(lengths.min()) + len(self.after)
         first = prompt - begin - 1
         kept = rows.shape[1] - first
-        logits = self.lm(
-            inputs_embeds=rows, past_key_values=read, logits_to_keep=kept
-        ).logits.float()
+        logits = self._read(read, inputs_embeds=rows, logits_to_keep=kept).logits
+        logits = logits.float()
         targets = targets[:, first:]
         loss = nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=NO_LOSS, reduction="sum"
@@ -283,12 +283,23 @@ class SpeechLLM(nn.Module):
         if not len(begin) or any(p.requires_grad for p in self.lm.parameters()):
             return None
         if self._begin is None:
+            from transformers import DynamicCache
+
+            self._begin = DynamicCache(config=self.lm.config)
             with torch.no_grad():
-                ids = begin.to(self.embed.weight.device)[None]
-                self._begin = self.lm(input_ids=ids, use_cache=True).past_key_values
+                self._read(
+                    self._begin, input_ids=begin[None].to(self.embed.weight.device)
+                )
         read = copy.deepcopy(self._begin)
         read.batch_repeat_interleave(batch)
         return read
+
+    def _read(self, before, **inputs):
+        """The model's output behind the keys and values `before`, to which it adds."""
+        # transformers 5.40 will know the newer name only.
+        known = inspect.signature(self.lm.forward).parameters
+        name = "cache" if "cache" in known else "past_key_values"
+        return self.lm(**inputs, **{name: before})
 
     def _split(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
