@@ -24,7 +24,8 @@ from cif_lobes.storage.run_files import is_llm_run
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
 SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
 # What a language model's run has no use for: it has no search over fires.
-OF_SEARCH = ("lm", "rescore", "hotwords", "coldec", "purify", "eos_threshold")
+OF_SEARCH = ("lm", "rescore", "hotwords", "coldec", "purify")
+OF_SEARCH += ("coldec_gated", "eos_threshold")
 OF_SEARCH += ("tail_threshold", "sweep", "swept")
 
 
@@ -97,6 +98,8 @@ def parse_arguments(argv):
         parser.error("--sweep knows no --hotwords: give them with --swept")
     if given.coldec and not given.hotwords:
         parser.error("--coldec needs --hotwords")
+    if given.coldec_gated and not given.coldec:
+        parser.error("--coldec_gated needs --coldec")
     if given.hotword_weight is None:
         given.hotword_weight = 0.0 if given.coldec else 1.0
     if given.sweep:
@@ -235,9 +238,9 @@ def main(given):
             FrozenRecognizer.hash_weights(read_parameters(given.run)),
             given.hotwords,
             hparams["tokenizer"],
-            given.coldec_weight,
-            given.purify or 0,
-            given.coldec_gated,
+            weight=given.coldec_weight,
+            purify=given.purify or 0,
+            gated=given.coldec_gated,
         )
         name = "-".join(os.path.abspath(given.coldec).split(os.sep)[-2:])
         changed |= {"coldec": name, **settings}

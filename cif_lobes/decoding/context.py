@@ -106,7 +106,7 @@ class ContextSteps:
         return (1 - weight) * log_probs + weight * context
 
 
-def load_context(folder, recognizer_hash, hotwords, tokenizer, *options):
+def load_context(folder, recognizer_hash, hotwords, tokenizer, **options):
     """A run of train_coldec.py with the phrases of a file.
 
     Arguments
@@ -121,7 +121,7 @@ def load_context(folder, recognizer_hash, hotwords, tokenizer, *options):
         not read.
     tokenizer : cif_lobes.data.tokens.Tokenizer
         The recogniser's. Phrases that it cannot write are skipped and logged.
-    *options
+    **options
         weight, purify and gated, as of `Context`.
 
     Returns
@@ -139,7 +139,7 @@ def load_context(folder, recognizer_hash, hotwords, tokenizer, *options):
     phrases = read_hotwords(hotwords)
     written, skipped = write_with(tokenizer, phrases)
     warn_skipped(hotwords, phrases, skipped, tokenizer)
-    return Context(coldec, [tokens for tokens, _ in written], *options)
+    return Context(coldec, [tokens for tokens, _ in written], **options)
 
 
 def load_coldec(folder, recognizer_hash):

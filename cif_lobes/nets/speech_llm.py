@@ -6,9 +6,7 @@ they stand in a prompt in place of text. The model, which never heard speech and
 trained, then writes the transcript in its own pieces.
 """
 
-import copy
 import hashlib
-import inspect
 import json
 import pathlib
 from typing import NamedTuple
@@ -33,6 +31,72 @@ class Written(NamedTuple):
     """list of int: pieces, and the end of sentence unless it wrote on and on."""
     log_probs: list
     """list of float: of each of them, in nats."""
+
+
+class LinearAdapter(nn.Module):
+    """One linear layer from CIF vectors to embeddings.
+
+    Arguments
+    ---------
+    input_size, output_size : int
+        Widths of a CIF vector and of the language model.
+    """
+
+    def __init__(self, input_size, output_size):
+        super().__init__()
+        self.linear = nn.Linear(input_size, output_size)
+
+    def forward(self, vectors, lengths):
+        """[B, U, D] to [B, U, H]."""
+        return self.linear(vectors)
+
+
+class TransformerAdapter(nn.Module):
+    """A small Transformer encoder between two linear layers, as X-LLM has a BERT.
+
+    Arguments
+    ---------
+    input_size, output_size : int
+        Widths of a CIF vector and of the language model.
+    d_model, num_layers, nhead, d_ffn : int
+        Sizes of the encoder.
+    dropout : float
+
+    Example
+    -------
+    >>> adapter = TransformerAdapter(8, 12, d_model=16, num_layers=1, nhead=2, d_ffn=32)
+    >>> adapter(torch.rand(2, 3, 8), torch.tensor([3, 0])).shape
+    torch.Size([2, 3, 12])
+    """
+
+    def __init__(
+        self,
+        input_size,
+        output_size,
+        d_model=256,
+        num_layers=2,
+        nhead=4,
+        d_ffn=1024,
+        dropout=0.1,
+    ):
+        super().__init__()
+        self.enter = nn.Linear(input_size, d_model)
+        layer = nn.TransformerEncoderLayer(
+            d_model, nhead, d_ffn, dropout, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, num_layers, nn.LayerNorm(d_model), enable_nested_tensor=False
+        )
+        self.leave = nn.Linear(d_model, output_size)
+
+    def forward(self, vectors, lengths):
+        """[B, U, D] to [B, U, H]; no vector sees padding."""
+        places = torch.arange(vectors.shape[1], device=vectors.device)
+        # One vector always is seen, or an utterance of none would be NaN.
+        padding_mask = places >= lengths[:, None].clamp(min=1)
+        x = torch.relu(self.enter(vectors))
+        x = self.layers(x, src_key_padding_mask=padding_mask)
+        return self.leave(x)
 
 
 class SpeechLLM(nn.Module):
@@ -120,7 +184,6 @@ class SpeechLLM(nn.Module):
         before, after = text.split(SPEECH)
         self.before = torch.tensor(begin + self._split(before), dtype=torch.long)
         self.after = torch.tensor(self._split(after), dtype=torch.long)
-        self._begin = None
         self.embed = self.lm.get_input_embeddings()
         self.width = self.embed.embedding_dim
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
@@ -169,11 +232,8 @@ class SpeechLLM(nn.Module):
         total : int
             Pieces.
         """
-        read = self._read_begin(len(texts))
-        begin = read.get_seq_length() if read is not None else 0
         rows, targets = [], []
         for speech, text in zip(self._prompts(embeddings, lengths), texts, strict=True):
-            speech = speech[begin:]
             ids = torch.tensor([*self.pieces(text), self.end], device=speech.device)
             # The last piece is not read.
             rows.append(torch.cat([speech, self.embed(ids[:-1])]))
@@ -184,11 +244,9 @@ class SpeechLLM(nn.Module):
         rows = pad_sequence(rows, batch_first=True)
         targets = pad_sequence(targets, batch_first=True, padding_value=NO_LOSS)
         # No logits are needed where all rows have their prompt.
-        prompt = len(self.before) + int(lengths.min()) + len(self.after)
-        first = prompt - begin - 1
+        first = len(self.before) + int(lengths.min()) + len(self.after) - 1
         kept = rows.shape[1] - first
-        logits = self._read(read, inputs_embeds=rows, logits_to_keep=kept).logits
-        logits = logits.float()
+        logits = self.lm(inputs_embeds=rows, logits_to_keep=kept).logits.float()
         targets = targets[:, first:]
         loss = nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=NO_LOSS, reduction="sum"
@@ -272,34 +330,6 @@ class SpeechLLM(nn.Module):
         before, after = (self.embed(x.to(device)) for x in (self.before, self.after))
         for speech, length in zip(embeddings, lengths.tolist(), strict=True):
             yield torch.cat([before, speech[:length].to(before), after])
-
-    def _read_begin(self, batch):
-        """What a batch of prompts begins with, read once: keys and values, or None.
-
-        All but the piece before the speech, which a loss of an empty text needs. With LoRA
-        the model changes at every update, and reads it again.
-        """
-        begin = self.before[:-1]
-        if not len(begin) or any(p.requires_grad for p in self.lm.parameters()):
-            return None
-        if self._begin is None:
-            from transformers import DynamicCache
-
-            self._begin = DynamicCache(config=self.lm.config)
-            with torch.no_grad():
-                self._read(
-                    self._begin, input_ids=begin[None].to(self.embed.weight.device)
-                )
-        read = copy.deepcopy(self._begin)
-        read.batch_repeat_interleave(batch)
-        return read
-
-    def _read(self, before, **inputs):
-        """The model's output behind the keys and values `before`, to which it adds."""
-        # transformers 5.40 will know the newer name only.
-        known = inspect.signature(self.lm.forward).parameters
-        name = "cache" if "cache" in known else "past_key_values"
-        return self.lm(**inputs, **{name: before})
 
     def _split(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

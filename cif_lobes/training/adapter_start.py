@@ -104,7 +104,7 @@ def fit(adapter, pairs, passes, seed, device="cpu"):
 
     Example
     -------
-    >>> from cif_lobes.nets.adapters import LinearAdapter
+    >>> from cif_lobes.nets.speech_llm import LinearAdapter
     >>> vectors = torch.randn(64, 9, 4)
     >>> pairs = Pairs(vectors, torch.full((64,), 9), vectors[:, :-1].cumsum(-1))
     >>> fit(LinearAdapter(4, 4), [pairs], passes=2000, seed=1) > 0.99

@@ -7,9 +7,8 @@ import torch
 import transformers
 from tiny_llm import make_llm
 
-from cif_lobes.nets.adapters import LinearAdapter, TransformerAdapter
 from cif_lobes.nets.lora import LoRA
-from cif_lobes.nets.speech_llm import SpeechLLM
+from cif_lobes.nets.speech_llm import LinearAdapter, SpeechLLM, TransformerAdapter
 
 PROMPT = "S:{speech}T:"
 
@@ -86,25 +85,6 @@ def test_the_model_s_own_way_to_write_is_not_asked(tmp_path):
     assert SpeechLLM(folder, PROMPT).nbest(speech, lengths) == before
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("prompt", ["{speech}", "S:{speech}", "abcd:ab:{speech}T:"])
-def test_what_prompts_begin_with_is_read_once(tmp_path, kind, prompt):
-    """Loss and gradients as if it were read with every batch, as with LoRA."""
-    llm = SpeechLLM(make_llm(tmp_path, kind), prompt)
-    torch.manual_seed(0)
-    found = []
-    for learns in (False, True):
-        llm.lm.requires_grad_(learns)
-        torch.manual_seed(0)
-        speech = torch.randn(4, 5, 32, requires_grad=True)
-        lengths = torch.tensor([5, 2, 0, 0])
-        for _ in range(2):  # what is kept does not grow
-            loss, *_ = llm(speech, lengths, ["abcd", "", "ddd", ""])
-        loss.backward()
-        found.append((loss.detach(), speech.grad))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-
-
 def test_only_the_adapter_learns(llm):
     adapter = LinearAdapter(8, 32)
     assert not llm.train().training
@@ -121,8 +101,7 @@ def test_lora_is_all_that_learns_in_the_model(tmp_path, kind, target):
     plain, llm = SpeechLLM(folder, PROMPT), SpeechLLM(folder, PROMPT)
     case = torch.randn(2, 3, 32), torch.tensor([3, 1]), ["ab", "c"]
     lora = LoRA(llm, 2, 8, [target])
-    # B is zero.
-    assert lora(*case)[0].item() == pytest.approx(plain(*case)[0].item(), rel=1e-6)
+    assert lora(*case)[0] == plain(*case)[0]  # B is zero
     lora(*case)[0].backward()
     learnt = {id(p) for p in lora.parameters()}
     assert {id(p) for p in llm.parameters() if p.grad is not None} == learnt

@@ -5,8 +5,7 @@ import torch
 from tiny_llm import make_llm
 
 from cif_lobes.data.tokens import CharTokenizer
-from cif_lobes.nets.adapters import LinearAdapter, TransformerAdapter
-from cif_lobes.nets.speech_llm import SpeechLLM
+from cif_lobes.nets.speech_llm import LinearAdapter, SpeechLLM, TransformerAdapter
 from cif_lobes.training.adapter_start import Pairs, embed_tokens, fit
 
 CAUSAL = {"output_size": 6, "d_model": 16, "num_layers": 1, "nhead": 2, "d_ffn": 32}
