@@ -31,8 +31,6 @@ def run(hparams_file, run_opts, overrides, prepare):
     brain = make_brain(hparams, run_opts)
     run_on_main(keep_tokenizer, args=[hparams])
     datasets = make_datasets(hparams, manifests)
-    if not (brain.test_only or hparams["dry_run"]):
-        brain.start_adapter(datasets["train"])
     fit(brain, hparams_file, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
     results = score(brain, hparams, tests, **how(hparams))

@@ -1,19 +1,12 @@
 """Training of an adapter between a frozen recogniser and a frozen language model."""
 
-import logging
-import random
 from typing import NamedTuple
 
 import speechbrain as sb
-from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
 from torch import Tensor
 
-from cif_lobes.data.batches import eval_loader_options
 from cif_lobes.decoding.scoring import ErrorRate
-from cif_lobes.training import adapter_start
 from cif_lobes.training.recognizer import RecognizerBrain
-
-logger = logging.getLogger(__name__)
 
 
 class Predictions(NamedTuple):
@@ -30,7 +23,7 @@ class SpeechLLMBrain(RecognizerBrain):
     """Trains and scores CIF vectors -> adapter -> language model.
 
     Reads from the yaml, besides `modules` (`adapter`) and what `RecognizerBrain` reads:
-    `beam_size` of a test, validation is greedy; `start_passes`, `start_utterances`.
+    `beam_size` of a test; validation is greedy.
 
     Arguments
     ---------
@@ -47,43 +40,13 @@ class SpeechLLMBrain(RecognizerBrain):
         self.recognizer = recognizer
         self.llm = llm.to(self.device)
 
-    def fire(self, batch, target_lengths=None):
-        """CIF vectors [B, U, D] and their number [B].
-
-        From the audio alone, unless `target_lengths` [B] says how many there should be.
-        """
+    def fire(self, batch):
+        """CIF vectors [B, U, D] and their number [B], from the audio alone."""
         batch = batch.to(self.device, non_blocking=True)
         # What pretrained ears have heard before, or what they are to hear.
         x, relative = batch.heard if hasattr(batch, "heard") else batch.signal
-        lengths = (relative * x.shape[1]).round().long()
-        fired = self.recognizer(x, lengths, target_lengths)
+        fired = self.recognizer(x, (relative * x.shape[1]).round().long())
         return fired.embeddings, fired.lengths
-
-    def start_adapter(self, dataset):
-        """Let the adapter begin where words are written, see `adapter_start`.
-
-        On `start_utterances` of the training set, for `start_passes`; not in a run that
-        goes on.
-
-        Arguments
-        ---------
-        dataset : speechbrain.dataio.dataset.DynamicItemDataset
-            Of training.
-        """
-        hp = self.hparams
-        if not hp.start_passes or self.checkpointer.find_checkpoint() is not None:
-            return
-        ids = random.Random(hp.seed).sample(dataset.data_ids, len(dataset))
-        some = FilteredSortedDynamicItemDataset(dataset, ids[: hp.start_utterances])
-        options = eval_loader_options(some, hp.eval_batch_seconds, hp.num_workers)
-        batches = self.make_dataloader(some, sb.Stage.TEST, **options)
-        pairs = adapter_start.collect(self.fire, self.llm, hp.tokenizer, batches)
-        adapter = self.modules.adapter
-        share = adapter_start.fit(adapter, pairs, hp.start_passes, hp.seed, self.device)
-        logger.info(
-            f"the adapter begins with {share:.0%} of the variance of embeddings of what is "
-            f"said in {len(some):,} utterances"
-        )
 
     def compute_forward(self, batch, stage):
         """Read the vectors, then the transcript; see `Predictions`."""

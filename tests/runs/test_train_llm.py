@@ -95,7 +95,7 @@ def test_it_learns_and_holds_the_adapter_alone(corpus, tmp_path, trained, llm):
 def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
     """Stopped within the second epoch, with random weights and LoRA in them."""
     settings = {"number_of_epochs": 2, "random_llm": True, "beam_size": 1}
-    settings |= {"lora_rank": 2, "lora_targets": "[c_attn]", "start_passes": 2}
+    settings |= {"lora_rank": 2, "lora_targets": "[c_attn]"}
     through = arguments(corpus, tmp_path / "a", trained, llm, **settings)
     resumed = arguments(corpus, tmp_path / "b", trained, llm, **settings)
     run(through)
