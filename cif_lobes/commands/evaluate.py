@@ -24,8 +24,7 @@ from cif_lobes.storage.run_files import is_llm_run
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
 SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
 # What a language model's run has no use for: it has no search over fires.
-OF_SEARCH = ("lm", "rescore", "hotwords", "coldec", "purify")
-OF_SEARCH += ("coldec_gated", "eos_threshold")
+OF_SEARCH = ("lm", "rescore", "hotwords", "coldec", "purify", "eos_threshold")
 OF_SEARCH += ("tail_threshold", "sweep", "swept")
 
 
@@ -60,8 +59,6 @@ def parse_arguments(argv):
     add("--coldec", help="network that knows --hotwords: folder of train_coldec.py")
     share = "share of its distribution at every fire"
     add_option(parser, "--coldec_weight", 0.5, "0 to 1", share)
-    gate = "multiply the weight of a fire by the share of attention that phrases have"
-    add("--coldec_gated", action="store_true", help=gate)
     add("--purify", type=count, help="phrases that a fire keeps (default: all)")
     add(
         "--eos_threshold",
@@ -98,8 +95,6 @@ def parse_arguments(argv):
         parser.error("--sweep knows no --hotwords: give them with --swept")
     if given.coldec and not given.hotwords:
         parser.error("--coldec needs --hotwords")
-    if given.coldec_gated and not given.coldec:
-        parser.error("--coldec_gated needs --coldec")
     if given.hotword_weight is None:
         given.hotword_weight = 0.0 if given.coldec else 1.0
     if given.sweep:
@@ -232,15 +227,12 @@ def main(given):
         decoding |= {"hotwords": given.hotwords, "hotword_weight": given.hotword_weight}
     if given.coldec:
         settings = {"coldec_weight": given.coldec_weight, "purify": given.purify or 0}
-        settings |= {"coldec_gated": True} if given.coldec_gated else {}
         context = load_context(
             given.coldec,
             FrozenRecognizer.hash_weights(read_parameters(given.run)),
             given.hotwords,
             hparams["tokenizer"],
-            weight=given.coldec_weight,
-            purify=given.purify or 0,
-            gated=given.coldec_gated,
+            *settings.values(),
         )
         name = "-".join(os.path.abspath(given.coldec).split(os.sep)[-2:])
         changed |= {"coldec": name, **settings}

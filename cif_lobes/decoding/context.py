@@ -2,10 +2,7 @@
 
     log p = (1 - weight) log p_recogniser + weight log p_context
 
-at every fire, as in https://arxiv.org/abs/2012.09466, in a beam as well as greedily. Gated,
-which the paper has not, the weight of a fire is multiplied by the share of its attention
-that phrases have: where none is heard, the recogniser alone decides, and where one is, the
-weight can be near 1.
+at every fire, as in https://arxiv.org/abs/2012.09466, in a beam as well as greedily.
 """
 
 import pathlib
@@ -33,13 +30,10 @@ class Context:
         Of the context decoder.
     purify : int
         Phrases that a fire keeps, those with most attention; 0 for all.
-    gated : bool
-        Whether the weight follows the attention.
     """
 
-    def __init__(self, coldec, phrases, weight=0.5, purify=0, gated=False):
+    def __init__(self, coldec, phrases, weight=0.5, purify=0):
         self.coldec, self.weight, self.purify = coldec, weight, purify
-        self.gated = gated
         with torch.no_grad():
             self.phrases = coldec.encode(phrases)
 
@@ -58,20 +52,17 @@ class Context:
         -------
         ContextSteps
         """
-        heard = vectors, lengths, self.phrases
-        joined = self.coldec.join_contexts(*heard, purify=self.purify)
-        weights = vectors.new_full(vectors.shape[:2], self.weight)
-        if self.gated:
-            # The share of the no-bias option is what phrases have not.
-            weights *= 1 - self.coldec.attend(*heard, purify=self.purify)[..., 0]
-        return ContextSteps(self.coldec.decoder, joined, weights, width)
+        joined = self.coldec.join_contexts(
+            vectors, lengths, self.phrases, purify=self.purify
+        )
+        return ContextSteps(self, joined, width)
 
 
 class ContextSteps:
     """The context decoder as it follows a search; see `Context.start`."""
 
-    def __init__(self, decoder, joined, weights, width):
-        self.decoder, self.weights = decoder, weights
+    def __init__(self, context, joined, width):
+        self.decoder, self.weight = context.coldec.decoder, context.weight
         self.joined, self.width = joined, width
         self.before = joined.new_zeros(len(joined) * width, joined.shape[2])
         self.state = None
@@ -102,11 +93,10 @@ class ContextSteps:
         )
         self.before = vector
         context = logits.float().log_softmax(-1)
-        weight = self.weights[:, u].repeat_interleave(self.width, dim=0)[:, None]
-        return (1 - weight) * log_probs + weight * context
+        return (1 - self.weight) * log_probs + self.weight * context
 
 
-def load_context(folder, recognizer_hash, hotwords, tokenizer, **options):
+def load_context(folder, recognizer_hash, hotwords, tokenizer, weight=0.5, purify=0):
     """A run of train_coldec.py with the phrases of a file.
 
     Arguments
@@ -121,8 +111,8 @@ def load_context(folder, recognizer_hash, hotwords, tokenizer, **options):
         not read.
     tokenizer : cif_lobes.data.tokens.Tokenizer
         The recogniser's. Phrases that it cannot write are skipped and logged.
-    **options
-        weight, purify and gated, as of `Context`.
+    weight, purify
+        As of `Context`.
 
     Returns
     -------
@@ -139,7 +129,7 @@ def load_context(folder, recognizer_hash, hotwords, tokenizer, **options):
     phrases = read_hotwords(hotwords)
     written, skipped = write_with(tokenizer, phrases)
     warn_skipped(hotwords, phrases, skipped, tokenizer)
-    return Context(coldec, [tokens for tokens, _ in written], **options)
+    return Context(coldec, [tokens for tokens, _ in written], weight, purify)
 
 
 def load_coldec(folder, recognizer_hash):
