@@ -10,6 +10,7 @@ encoder frames to be full, for the look-ahead of front-end and analysis window, 
 the chunk of audio that completes both. How long computing takes is not in it.
 """
 
+import copy
 import statistics
 from typing import NamedTuple
 
@@ -31,6 +32,19 @@ from cif_lobes.inference.recordings import as_waveform, check_finite
 from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import Parser, run_program
+
+# What a stream has heard of an utterance, and where it is: attributes.
+HEARD = (
+    "features",
+    "encoder",
+    "weights",
+    "cif",
+    "path",
+    "before",
+    "state",
+    "held",
+    "ids",
+)
 
 
 class StreamedToken(NamedTuple):
@@ -161,16 +175,40 @@ class StreamingRecognizer(Opened):
         -------
         list of StreamedToken
         """
+        tokens = self._rest()
+        self._reset()
+        return tokens
+
+    @torch.no_grad()
+    @full_float32()
+    def is_complete(self):
+        """Whether the network says an end of sentence if nothing follows.
+
+        At a pause that tells the end of what is said from a moment's thought. Nothing
+        changes by asking.
+
+        Returns
+        -------
+        bool
+        """
+        shared = [*self.fire.modules(), *self.searcher.decoder.modules()]
+        shared += [part for part in (self.path.hotwords,) if part is not None]
+        heard = {name: vars(self)[name] for name in HEARD}
+        heard = copy.deepcopy(heard, {id(part): part for part in shared})
+        self._rest()
+        complete = self.path.ended
+        vars(self).update(heard)
+        return complete
+
+    def _rest(self):
+        """Tokens of what has been heard and not been recognised."""
         if self.gate.passed < self.clock.step * self.sample_rate:
-            self._reset()  # as of a recording that is shorter than a frame
-            return []
+            return []  # as of a recording that is shorter than a frame
         frames = self.encoder.push(self.features.finish())
         frames = torch.cat([frames, self.encoder.finish()])
         tokens = self._tokens(self.cif.push(frames, self.weights.push(frames)))
         tokens += self._tokens(self.cif.finish())
-        tokens += self._release(last=True)
-        self._reset()
-        return tokens
+        return tokens + self._release(last=True)
 
     def _reset(self):
         """Before the first sample of an utterance."""
