@@ -7,21 +7,26 @@ import numpy as np
 from cif_lobes.inference.pauses import true_time
 from cif_lobes.inference.recordings import BLOCK, is_steady
 
+# Seconds that pass before the first speech: its begin is seen within them, and a network
+# writes something for more of silence.
+BEFORE = 0.5
+
 
 class SpeechGate:
-    """Passes a stream on, from a second before somebody speaks to a second after.
+    """Passes a stream on, from before somebody speaks to a second after.
 
     After every 50 ms it asks `cif_lobes.inference.recordings.is_steady` of the last
     second. Samples go through at once while the gate is open, and wait while it is
-    closed; what has waited for a second is lost. So the same samples pass whatever the
-    chunks, and all of a recording without a pause of a second.
+    closed; what has waited for a second is lost, and half a second before the first
+    speech, unless that comes within a second of the begin. So the same samples pass
+    whatever the chunks, and all of a recording without a pause of a second.
 
     Arguments
     ---------
     sample_rate : int
         Hz.
     seconds : float
-        That decide, and that pass before and after speech.
+        That decide, and that pass after speech.
 
     Example
     -------
@@ -35,6 +40,7 @@ class SpeechGate:
         self.sample_rate = sample_rate
         self.block = round(BLOCK * sample_rate)
         self.size = math.ceil(seconds / BLOCK) * self.block
+        self.before = round(BEFORE / BLOCK) * self.block
         self.heard = np.zeros(0, np.float32)  # the last second and an unfinished block
         self.waiting = 0  # samples at the end of it that have not passed
         self.is_open = False
@@ -66,7 +72,9 @@ class SpeechGate:
                 passing.append(self._pass())
             if self.received % self.block == 0:
                 self.heard = self.heard[-self.size :]
-                self.waiting = min(self.waiting, len(self.heard))
+                begins = not self.passed and self.received > self.size
+                most = self.before if begins else len(self.heard)
+                self.waiting = min(self.waiting, most)
                 was_open = self.is_open
                 self.is_open = not is_steady(self.heard, self.sample_rate)
                 if was_open and not self.is_open:

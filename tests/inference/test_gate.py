@@ -32,7 +32,7 @@ def test_nothing_passes_before_speech(level_db):
     assert not len(passed) and gate.received == len(silence)
     sound = np.concatenate([silence, SPEECH])
     gate, passed = push(sound, 1600)
-    assert len(SPEECH) < len(passed) <= len(SPEECH) + RATE
+    assert len(SPEECH) < len(passed) <= len(SPEECH) + RATE // 2
     assert np.array_equal(passed, sound[-len(passed) :])
     assert gate.passed == len(passed)
     # Times are those of the stream.
@@ -51,6 +51,12 @@ def test_a_long_pause_is_cut_short(level_db):
     assert gate.true_time(1.0) == 1.0
     end = gate.true_time(len(passed) / RATE)
     assert end == pytest.approx(len(sound) / RATE)
+
+
+def test_the_first_second_passes():
+    """Whoever speaks from the first sample on may begin softly."""
+    sound = np.concatenate([quiet(0.7, None), SPEECH])
+    assert np.array_equal(push(sound, 999)[1], sound)
 
 
 def test_short_pauses_pass():

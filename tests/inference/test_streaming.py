@@ -256,7 +256,7 @@ def test_a_token_that_may_be_the_last_waits(parts):
 
 @pytest.mark.parametrize("level", [0.0, 1e-4, 1e-2])
 def test_no_text_where_nobody_speaks(parts, level):
-    """In a minute of it; what is said then is heard as if it began a second before."""
+    """In a minute of it; what is said then is heard as if it began half a second before."""
     generator = torch.Generator().manual_seed(0)
     minute = level * torch.randn(60 * RATE, generator=generator)
     recognizer = StreamingRecognizer(parts)
