@@ -29,7 +29,7 @@ class Lines:
     def __init__(self, recognizer):
         self.recognizer = recognizer
         self.finished, self.growing = [], ""
-        self._asked = False  # whether the line ends at this pause
+        self._asked = False  # at this pause, whether the sentence is complete
 
     def push(self, signal):
         """Hear the next samples, see `StreamingRecognizer.push`."""

@@ -33,19 +33,6 @@ from cif_lobes.nets.stream import EncoderStream, FeatureStream, WeightStream
 from cif_lobes.settings.checks import add_option, option_type
 from cif_lobes.settings.program import Parser, run_program
 
-# What a stream has heard of an utterance, and where it is: attributes.
-HEARD = (
-    "features",
-    "encoder",
-    "weights",
-    "cif",
-    "path",
-    "before",
-    "state",
-    "held",
-    "ids",
-)
-
 
 class StreamedToken(NamedTuple):
     """A token, its span, and when it came out, in seconds since the first sample."""
@@ -192,13 +179,10 @@ class StreamingRecognizer(Opened):
         bool
         """
         shared = [*self.fire.modules(), *self.searcher.decoder.modules()]
-        shared += [part for part in (self.path.hotwords,) if part is not None]
-        heard = {name: vars(self)[name] for name in HEARD}
-        heard = copy.deepcopy(heard, {id(part): part for part in shared})
-        self._rest()
-        complete = self.path.ended
-        vars(self).update(heard)
-        return complete
+        shared += [self.searcher, self.tokenizer, self.path.hotwords]
+        twin = copy.deepcopy(self, {id(part): part for part in shared})
+        twin._rest()
+        return twin.path.ended
 
     def _rest(self):
         """Tokens of what has been heard and not been recognised."""

@@ -255,6 +255,3 @@ def test_zero_fires(decoder):
         assert hypotheses == [[], []]
         assert scores.tolist() == [0, 0]
         assert searcher.nbest(vectors, lengths) == [[([], 0)], [([], 0)]]
-
-
-# --- scorers ---

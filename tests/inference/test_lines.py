@@ -10,7 +10,7 @@ from test_streaming import LETTERS, parts, pieces_of  # noqa: F401  the fixture
 
 from cif_lobes.inference.gate import SpeechGate
 from cif_lobes.inference.lines import PAUSE, Lines
-from cif_lobes.inference.stream import HEARD, StreamingRecognizer
+from cif_lobes.inference.stream import StreamingRecognizer
 
 RATE = 1000
 SPEECH = speak("abcdbdac")
@@ -89,8 +89,10 @@ def test_silence_is_counted_from_the_end_of_speech():
 
 
 @pytest.mark.parametrize("hotwords", [None, [f"{a}b" for a in LETTERS]])
-def test_asking_changes_nothing(parts, hotwords):  # noqa: F811
+def test_asking_changes_nothing(parts, hotwords, monkeypatch):  # noqa: F811
     """Not the tokens and their times, wherever one asks; no part of the network is copied."""
+    copied = []
+    monkeypatch.setattr(torch.nn.Module, "__deepcopy__", copied.append, raising=False)
     silent, asked = StreamingRecognizer(parts), StreamingRecognizer(parts)
     network = {*parts["modules"]["encoder"].modules()}
     for recognizer in (silent, asked):
@@ -101,11 +103,12 @@ def test_asking_changes_nothing(parts, hotwords):  # noqa: F811
             expected += silent.push(chunk)
             got += asked.push(chunk)
             asked.is_complete()
-            for name in HEARD:
-                held = vars(getattr(asked, name, None)) if name in HEARD[:4] else {}
-                modules = [v for v in held.values() if isinstance(v, torch.nn.Module)]
+            for stream in (asked.features, asked.encoder, asked.weights, asked.cif):
+                held = vars(stream).values()
+                modules = [v for v in held if isinstance(v, torch.nn.Module)]
                 assert {*modules} <= network
         assert got + asked.finish() == expected + silent.finish() != []
+    assert copied == []
 
 
 def test_complete_is_what_finish_ends_with(parts, monkeypatch):  # noqa: F811
