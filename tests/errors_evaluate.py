@@ -13,6 +13,7 @@ from typed import refused
 from cif_lobes.commands import evaluate
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.alignments import read_alignments
+from cif_lobes.decoding.ctc_ranking import check_head
 from cif_lobes.decoding.hotwords import load_hotwords
 from cif_lobes.decoding.language_model import TokenText, check_text, load_scorer
 from cif_lobes.decoding.rescoring import HuggingFaceLMRescorer
@@ -120,6 +121,7 @@ SECTIONS = {
         "`--lm_weight` without `--lm`": refused(
             evaluate.parse_arguments, "RUN", "--lm_weight", "0.2"
         ),
+        "`--ctc_weight_decode` of a run without CTC": lambda f: check_head((), "run"),
         "`--init_from` names no run": lambda f: start_from(None, f / "lost", None),
     },
     "Language models and hotwords": {

@@ -22,10 +22,10 @@ from cif_lobes.storage.run_files import is_llm_run
 
 # Settings of the yaml that may be changed, and all of which --sweep takes several values.
 OF_YAML = ("tail_threshold", "average", "num_checkpoints")
-SWEPT = (*OF_YAML, "beam", "lm_weight", "rescore_weight")
+SWEPT = (*OF_YAML, "beam", "ctc_weight_decode", "lm_weight", "rescore_weight")
 # What a language model's run has no use for: it has no search over fires.
 OF_SEARCH = ("lm", "rescore", "hotwords", "coldec", "purify", "eos_threshold")
-OF_SEARCH += ("tail_threshold", "sweep", "swept")
+OF_SEARCH += ("tail_threshold", "sweep", "swept", "ctc_weight_decode")
 
 
 def parse_arguments(argv):
@@ -47,8 +47,14 @@ def parse_arguments(argv):
         nargs="+",
         help="hypotheses kept; 1: greedy (default: beam_size of the run's yaml, or 1)",
     )
-    add("--lm", help="language model: output_folder of train_lm.py, or an n-gram file")
     weight = option_type(0.2, "0 for none")
+    add(
+        "--ctc_weight_decode",
+        type=weight,
+        nargs="+",
+        help="of the CTC head's log p, by which a beam is ranked again (default: 0)",
+    )
+    add("--lm", help="language model: output_folder of train_lm.py, or an n-gram file")
     add("--lm_weight", type=weight, nargs="+", help="its weight (default: 0.2)")
     add(
         "--rescore",
@@ -159,6 +165,7 @@ def main(given):
     # Here, so that --help and a misspelt option need no torch.
     from cif_lobes.data.batches import make_dataset
     from cif_lobes.decoding.context import load_context
+    from cif_lobes.decoding.ctc_ranking import CTCRanker
     from cif_lobes.decoding.fusion import fuse
     from cif_lobes.decoding.hotwords import load_hotwords
     from cif_lobes.decoding.language_model import load_scorer
@@ -244,10 +251,14 @@ def main(given):
         ends["eos_threshold"] = None if anywhere else given.eos_threshold
     weight = decoding.get("lm_weight", 0)
     scorer = fuse(scorer, weight, tree, given.hotword_weight)
-    if scorer or rescorer or context or ends or "beam" in chosen:
+    ranker = None
+    if chosen.get("ctc_weight_decode"):
+        decoding["ctc_weight_decode"] = chosen["ctc_weight_decode"]
+        ranker = CTCRanker.of(hparams, chosen["ctc_weight_decode"])
+    if scorer or rescorer or context or ranker or ends or "beam" in chosen:
         beam = chosen.get("beam", hparams.get("beam_size", 10 if rescorer else 1))
         searcher = BeamSearcher(
-            hparams["decoder"], beam, scorer, context=context, **ends
+            hparams["decoder"], beam, scorer, context=context, ranker=ranker, **ends
         )
         if rescorer:
             weight = chosen.get("rescore_weight", 0.2)
@@ -283,6 +294,11 @@ def export(argv):
         help="remainder that fires a last token (default: that of the run's yaml)",
     )
     parser.add_argument(
+        "--ctc_weight_decode",
+        type=option_type(0.2, "0 for none"),
+        help="of the CTC head's log p, by which a beam is ranked again (default: 0)",
+    )
+    parser.add_argument(
         "--swept", action="store_true", help="what --sweep chose, unless given here"
     )
     formats = ["speechbrain", "onnx"]
@@ -303,7 +319,7 @@ def export(argv):
         from cif_lobes.runs import sweep
 
         chosen = sweep.read(given.run)
-    changed = {n: getattr(given, n) for n in (*OF_YAML, "beam")}
+    changed = {n: getattr(given, n) for n in (*OF_YAML, "beam", "ctc_weight_decode")}
     chosen |= {name: value for name, value in changed.items() if value is not None}
     for model in filter(None, (chosen.get("lm"), chosen.get("rescore"))):
         print(
@@ -312,6 +328,8 @@ def export(argv):
             file=sys.stderr,
         )
     names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}
+    if given.format != "onnx":  # which has one hypothesis, so nothing to rank
+        names["ctc_weight_decode"] = "ctc_weight_decode"
     decoding = {name: chosen[n] for name, n in names.items() if n in chosen}
     of_llm = is_llm_run(given.run)
     if of_llm and given.format == "onnx":

@@ -137,10 +137,10 @@ class RescoringSearcher(torch.nn.Module):
         """Where a hypothesis may end."""
         return self.searcher.eos_threshold
 
-    def forward(self, vectors, lengths):
+    def forward(self, vectors, lengths, encoded=None, x_lengths=None):
         """The best hypothesis of each utterance; see `BeamSearcher.forward`."""
         beams = []
-        for hypotheses in self.searcher.nbest(vectors, lengths):
+        for hypotheses in self.searcher.nbest(vectors, lengths, encoded, x_lengths):
             texts = {}
             for ids, score in hypotheses:  # best first
                 texts.setdefault(self.decode(ids), (ids, score))

@@ -42,6 +42,8 @@ class BeamSearcher(torch.nn.Module):
         probability at every step, so that ending at once is cheaper than many steps
         more: letters have many. Greedy search without scorers takes the end only where it
         is the best, whatever this is, from 1 on.
+    ranker : cif_lobes.decoding.ctc_ranking.CTCRanker, optional
+        Sorts the beam again when the search is done, and adds to its scores.
     topk : int, optional
         Hypotheses that `nbest` returns at most; the whole beam if not given.
     blank_index, bos_index, eos_index : int
@@ -65,6 +67,7 @@ class BeamSearcher(torch.nn.Module):
         scorer=None,
         topk=None,
         context=None,
+        ranker=None,
         eos_threshold=1.5,
         blank_index=0,
         bos_index=1,
@@ -76,6 +79,7 @@ class BeamSearcher(torch.nn.Module):
         self.scorer = scorer
         self.topk = topk
         self.context = context
+        self.ranker = ranker
         self.eos_threshold = eos_threshold
         self.blank_index = blank_index
         self.bos_index = bos_index
@@ -89,7 +93,7 @@ class BeamSearcher(torch.nn.Module):
         vectors, lengths
             CIF vectors, as the decoder reads them, and fires of each utterance.
         encoded : torch.Tensor, [B, T, D], optional
-            Encoder frames, for a `CTCScorer`.
+            Encoder frames, for a `CTCScorer` or a ranker.
         x_lengths : torch.Tensor, [B], int64, optional
             Encoder frames of each utterance.
 
@@ -187,18 +191,22 @@ class BeamSearcher(torch.nn.Module):
             before = vector
             if self.scorer is not None:
                 memory = self.scorer.permute_scorer_mem(memory, order, candidates)
-        return tokens.view(batch, width, -1), scores.view(batch, width)
+        tokens, scores = tokens.view(batch, width, -1), scores.view(batch, width)
+        if self.ranker is not None:
+            return self.ranker.rank(tokens, scores, encoded, x_lengths)
+        return tokens, scores
 
     def _reset_scorer(self, vectors, lengths, encoded, x_lengths):
         """Memory of the scorers before the first step."""
+        of_ctc = self.ranker or (self.scorer and self.scorer.weights["ctc"])
+        if of_ctc and encoded is None:
+            raise ValueError(
+                "a CTCScorer or CTCRanker reads encoder frames, but the search was given "
+                "CIF vectors only: call searcher(vectors, lengths, encoded, x_lengths)"
+            )
         if self.scorer is None:
             return None
         if encoded is None:
-            if self.scorer.weights["ctc"]:
-                raise ValueError(
-                    "a CTCScorer reads encoder frames, but the search was given CIF "
-                    "vectors only: call searcher(vectors, lengths, encoded, x_lengths)"
-                )
             # The other scorers ask these for the batch size at most.
             encoded, x_lengths = vectors, lengths
         return self.scorer.reset_scorer_mem(encoded, x_lengths)

@@ -19,7 +19,7 @@ from cif_lobes.settings.safe_yaml import read_settings
 
 TASK = "automatic-speech-recognition"
 # How a set was decoded: what an export has, and what it has not.
-SAME = ("beam", "tail_threshold", "average", "num_checkpoints")
+SAME = ("beam", "tail_threshold", "average", "num_checkpoints", "ctc_weight_decode")
 OTHERS = ("lm", "rescore", "hotwords", "coldec")
 # That of an export is the default.
 EOS_THRESHOLD = signature(BeamSearcher).parameters["eos_threshold"].default
@@ -93,8 +93,8 @@ class Exported(NamedTuple):
     learnt: Iterable
     """iterable of torch.nn.Parameter"""
     decoding: dict
-    """dict: beam, tail_threshold, average, num_checkpoints; those of the run are taken for
-    None."""
+    """dict: beam, tail_threshold, ctc_weight_decode, average, num_checkpoints; those of the
+    run are taken for None."""
     int8: bool = False
     """bool: whether the weights of matrices have 8 bits."""
     llm: str = ""
@@ -107,6 +107,7 @@ def read_exported(settings, learnt, average=None, num_checkpoints=None):
     decoding = {
         "beam": yaml["beam_size"],
         "tail_threshold": yaml["tail_threshold"],
+        "ctc_weight_decode": yaml.get("ctc_weight_decode") or None,
         "average": average,
         "num_checkpoints": num_checkpoints,
     }

@@ -17,17 +17,18 @@ import pathlib
 import shutil
 from pickle import UnpicklingError
 
-import torch
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from speechbrain.dataio.dataio import length_to_mask
 from speechbrain.utils.fetching import FetchSource
 from speechbrain.utils.parameter_transfer import Pretrainer
 
-from cif_lobes.devices.precision import full_float32
+from cif_lobes.decoding.ctc_ranking import CTC_HEAD, check_head
 from cif_lobes.inference.card import read_exported, write_card
+
+# Older exports name them here.
+from cif_lobes.inference.fire_modules import FireDecoder, FireEncoder  # noqa: F401
 from cif_lobes.inference.folders import (
     copy_teacher_vocab,
     longest_seconds,
@@ -39,7 +40,8 @@ from cif_lobes.storage.atomic_files import new_folder
 from cif_lobes.storage.checkpoints import load_parameters
 from cif_lobes.storage.parameters import average_parameters
 
-# What recognition needs of the yaml's modules. The CTC and distillation heads stay out.
+# What recognition needs of the yaml's modules. The distillation heads stay out, and the
+# CTC head, too, unless it ranks hypotheses.
 NETWORK = ("features", "encoder", "cif", "decoder")
 
 PARAMETERS, OLD_PARAMETERS = "model.safetensors", "model.ckpt"
@@ -75,11 +77,11 @@ model: !new:torch.nn.ModuleDict
 
 # What speechbrain.inference.ASR.EncoderDecoderASR calls.
 modules:
-  encoder: !new:cif_lobes.inference.export.FireEncoder
+  encoder: !new:cif_lobes.inference.fire_modules.FireEncoder
     features: !ref <features>
     encoder: !ref <encoder>
     cif: !ref <cif>
-  decoder: !new:cif_lobes.inference.export.FireDecoder
+  decoder: !new:cif_lobes.inference.fire_modules.FireDecoder
     searcher: !ref <searcher>
 
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
@@ -95,76 +97,13 @@ pretrainer: !new:cif_lobes.inference.export.ExportPretrainer
 """
 
 
-class FireEncoder(torch.nn.Module):
-    """Waveforms to what CIF fires: the `encoder` that EncoderDecoderASR calls.
-
-    Arguments
-    ---------
-    features : cif_lobes.nets.features.LogMel
-    encoder : cif_lobes.nets.encoder.ConformerEncoder
-    cif : cif_lobes.cif.CIF
-    """
-
-    def __init__(self, features, encoder, cif):
-        super().__init__()
-        self.features = features
-        self.encoder = encoder
-        self.cif = cif
-
-    @full_float32()
-    def forward(self, wavs, wav_lens):
-        """Fire a padded batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor, [B, samples], float32
-            Waveforms; what lies beyond the end of each is not read.
-        wav_lens : torch.Tensor, [B], float32
-            Relative lengths.
-
-        Returns
-        -------
-        CIFOutput
-            Not a tensor: how many vectors an utterance has is decided here, and
-            `wav_lens`, all that SpeechBrain hands on beside this, does not say it.
-        """
-        lengths = (wav_lens * wavs.shape[1]).round().long()
-        padding_mask = ~length_to_mask(lengths, wavs.shape[1], dtype=torch.bool)
-        x, x_lengths = self.features(wavs.masked_fill(padding_mask, 0.0), lengths)
-        return self.cif(*self.encoder(x, x_lengths))
-
-
-class FireDecoder(torch.nn.Module):
-    """What CIF fires to tokens: the `decoder` that EncoderDecoderASR calls.
-
-    Arguments
-    ---------
-    searcher : cif_lobes.decoding.searcher.BeamSearcher
-    """
-
-    def __init__(self, searcher):
-        super().__init__()
-        self.searcher = searcher
-
-    @full_float32()
-    def forward(self, fired, wav_lens):
-        """Best hypotheses.
-
-        Arguments
-        ---------
-        fired : CIFOutput
-        wav_lens : torch.Tensor, [B]
-            Of the audio, so not of use here.
-
-        Returns
-        -------
-        hypotheses : list of list of int
-        scores : torch.Tensor, [B], float32
-        None, None
-            EncoderDecoderASR unpacks four and uses the first.
-        """
-        hypotheses, scores = self.searcher(fired.embeddings, fired.lengths)
-        return hypotheses, scores, None, None
+# Beside the above, of an export whose CTC head ranks hypotheses.
+RANKING = """\
+ctc_weight_decode: 0.0  # of log p of the CTC head, by which a beam is ranked again
+ranker: !new:cif_lobes.decoding.ctc_ranking.CTCRanker
+  head: !ref <ctc_head>
+  weight: !ref <ctc_weight_decode>
+"""
 
 
 class ExportPretrainer(Pretrainer):
@@ -240,7 +179,8 @@ def read_run(folder, average=None, num_checkpoints=None, decoding=None):
     average, num_checkpoints : optional
         As in `storage.parameters.average_parameters`; by default what the yaml says.
     decoding : dict, optional
-        `beam_size` and `tail_threshold` other than those of the yaml.
+        `beam_size` and `tail_threshold` other than those of the yaml; and
+        `ctc_weight_decode`, of a `cif_lobes.decoding.ctc_ranking.CTCRanker`.
 
     Returns
     -------
@@ -272,7 +212,11 @@ def read_run(folder, average=None, num_checkpoints=None, decoding=None):
             f"{folder} is no run of a CIF recogniser: it trained "
             f"{', '.join(settings['modules'])}"
         )
-    needed = ("tokenizer", *NETWORK, "searcher", *COPIED, "average", "num_checkpoints")
+    network = NETWORK
+    if (decoding or {}).get("ctc_weight_decode"):
+        network = (*NETWORK, CTC_HEAD)
+        check_head(settings["modules"], folder)
+    needed = ("tokenizer", *network, "searcher", *COPIED, "average", "num_checkpoints")
     settings = read_settings(folder / "hyperparams.yaml", *needed)
     if settings["searcher"].get("scorer"):
         raise ValueError(
@@ -292,13 +236,19 @@ def read_run(folder, average=None, num_checkpoints=None, decoding=None):
     exported["beam_size"] = settings["searcher"].get("beam_size", 1)
     exported |= {name: settings[name] for name in COPIED}
     exported["max_seconds"] = longest_seconds(folder)
-    exported |= decoding or {}
     before = list(exported).index("searcher")
-    for place, name in enumerate(("tokenizer", *NETWORK), before):
+    if CTC_HEAD in network:
+        for name, value in yaml.load(RANKING).items():
+            exported.insert(before, name, value)
+            before += name == "ctc_weight_decode"
+        exported["searcher"]["ranker"] = TaggedScalar("<ranker>", tag="!ref")
+        exported["model"]["modules"][CTC_HEAD] = TaggedScalar("<ctc_head>", tag="!ref")
+    exported |= decoding or {}
+    for place, name in enumerate(("tokenizer", *network), before):
         exported.insert(place, name, settings[name])
     text.write(HEADER.format(epochs=", ".join(map(str, epochs))))
     yaml.dump(exported, text)
-    kept = {k: v for k, v in parameters.items() if k.split(".")[0] in NETWORK}
+    kept = {k: v for k, v in parameters.items() if k.split(".")[0] in network}
     return text.getvalue(), kept, vocabulary
 
 
@@ -356,14 +306,17 @@ def open_run(folder, overrides=None, average=None, num_checkpoints=None):
     folder, average, num_checkpoints
         As in `read_run`.
     overrides : dict, optional
-        Settings of an exported folder's yaml to change: beam_size, tail_threshold.
+        Settings of an exported folder's yaml to change: beam_size, tail_threshold,
+        ctc_weight_decode.
 
     Returns
     -------
     dict
         The yaml of an exported folder, loaded, with parameters and vocabulary.
     """
-    settings, parameters, vocabulary = read_run(folder, average, num_checkpoints)
+    settings, parameters, vocabulary = read_run(
+        folder, average, num_checkpoints, overrides
+    )
     hparams = build(settings, overrides)
     open_ears(hparams["features"], folder)
     hparams["model"].load_state_dict(parameters)

@@ -79,7 +79,7 @@ def find_fires(recognizer, signal):
     encoded, x_lengths = fire.encoder(x, x_lengths)
     alpha = fire.cif.weights(encoded, x_lengths)[0]
     fired = fire.cif(encoded, x_lengths)
-    ids = searcher.nbest(fired.embeddings, fired.lengths)[0][0][0]
+    ids = searcher.nbest(fired.embeddings, fired.lengths, encoded, x_lengths)[0][0][0]
     decode = recognizer.tokenizer.decode
     tokens = [decode([token]) or SPACE for token in ids]
     spans = token_spans(

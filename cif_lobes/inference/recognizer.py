@@ -226,7 +226,7 @@ class CIFRecognizer(Opened):
         lengths = torch.tensor([len(w.signal) for w in batch], device=self.device)
         wavs = pad_sequence([w.signal for w in batch], batch_first=True)
         fired = self.fire(wavs.to(self.device), lengths / wavs.shape[1])
-        found = self.searcher.nbest(fired.embeddings, fired.lengths)
+        found = self.searcher.nbest(*fired.searched)
         confidences = iter(self._confidences(fired, found))
         boundaries = fired.boundaries.cpu()
         nbests = [

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from cif_lobes.data.batches import eval_loader_options
+from cif_lobes.decoding.ctc_ranking import CTC_HEAD, CTCRanker
 from cif_lobes.decoding.fusion import fuse
 from cif_lobes.decoding.rescoring import RescoringSearcher
 from cif_lobes.decoding.scoring import ErrorRate
@@ -23,8 +24,8 @@ from cif_lobes.storage.parameters import average_parameters, fill
 from cif_lobes.training.unusable import gather_unusable
 
 ERRORS = ("substitutions", "deletions", "insertions")
-SETTINGS = ("average", "num_checkpoints", "beam", "lm_weight", "rescore_weight")
-SETTINGS += ("tail_threshold",)
+SETTINGS = ("average", "num_checkpoints", "beam", "ctc_weight_decode", "lm_weight")
+SETTINGS += ("rescore_weight", "tail_threshold")
 FILE = "swept.json"
 
 
@@ -44,10 +45,12 @@ def default_grid(hparams, with_lm, with_rescorer=False):
     -------
     dict of str to list
     """
+    with_ctc = CTC_HEAD in hparams["modules"]
     return {
         "average": [hparams["average"]],
         "num_checkpoints": [hparams["num_checkpoints"]],
         "beam": [10] if with_rescorer else [1, 10],
+        "ctc_weight_decode": [0.0, 0.2, 0.5] if with_ctc else [0.0],
         "lm_weight": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] if with_lm else [0.0],
         "rescore_weight": [0.0, 0.1, 0.2, 0.3, 0.5, 0.7] if with_rescorer else [0.0],
         "tail_threshold": [0.3, 0.4, 0.5, 0.6],
@@ -78,14 +81,19 @@ def sweep(brain, hparams, dataset, grid, scorer=None, rescorer=None):
         decoded once.
     """
     searchers = {}
-    for beam, weight in itertools.product(grid["beam"], grid["lm_weight"]):
-        searcher = BeamSearcher(hparams["decoder"], beam, fuse(scorer, weight))
-        for again in grid["rescore_weight"]:
-            searchers[beam, weight, again] = searcher
-            if again:
-                searchers[beam, weight, again] = RescoringSearcher(
-                    searcher, hparams["tokenizer"].decode, rescorer, again
-                )
+    weights = grid["ctc_weight_decode"], grid["lm_weight"], grid["rescore_weight"]
+    for key in itertools.product(grid["beam"], *weights):
+        beam, of_ctc, of_lm, again = key
+        ranker = CTCRanker.of(hparams, of_ctc) if of_ctc else None
+        if ranker and beam == 1 and len(grid["ctc_weight_decode"]) > 1:
+            continue  # nothing to rank
+        searcher = BeamSearcher(
+            hparams["decoder"], beam, fuse(scorer, of_lm), ranker=ranker
+        )
+        if again:
+            decode = hparams["tokenizer"].decode
+            searcher = RescoringSearcher(searcher, decode, rescorer, again)
+        searchers[key] = searcher
     rows, seen = [], set()
     for average in itertools.product(grid["average"], grid["num_checkpoints"]):
         parameters, epochs = average_parameters(
@@ -116,7 +124,7 @@ def sweep(brain, hparams, dataset, grid, scorer=None, rescorer=None):
 
 @torch.no_grad()
 def _count_errors(brain, hparams, dataset, searchers, thresholds):
-    """`ERRORS` by the last four of `SETTINGS`, and the references' length."""
+    """`ERRORS` by the last five of `SETTINGS`, and the references' length."""
     options = eval_loader_options(
         dataset, hparams["eval_batch_seconds"], hparams["num_workers"]
     )
@@ -140,7 +148,12 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
             lengths = fired.lengths
             for key, searcher in searchers.items():
                 if changed.any():
-                    found, _ = searcher(fired.embeddings[changed], lengths[changed])
+                    found, _ = searcher(
+                        fired.embeddings[changed],
+                        lengths[changed],
+                        encoded[changed],
+                        x_lengths[changed],
+                    )
                     for i, ids in zip(changed.nonzero().flatten(), found, strict=True):
                         hypotheses[key][i] = hparams["tokenizer"].decode(ids)
                 rate = ErrorRate(hparams["error_unit"])

@@ -31,8 +31,8 @@ CLASSES = frozenset(
     cif_lobes.nets.encoder.ConformerEncoder
     cif_lobes.losses.distillation.ACD
     cif_lobes.losses.distillation.LRD
-    cif_lobes.inference.export.FireDecoder
-    cif_lobes.inference.export.FireEncoder
+    cif_lobes.inference.fire_modules.FireDecoder
+    cif_lobes.inference.fire_modules.FireEncoder
     cif_lobes.nets.features.LogMel
     cif_lobes.nets.fithubert.FitHuBERT
     cif_lobes.nets.fithubert.HintedStudent
@@ -41,6 +41,7 @@ CLASSES = frozenset(
     cif_lobes.nets.speech_llm.TransformerAdapter
     cif_lobes.training.schedules.RiseAndFall
     cif_lobes.training.schedules.TriStage
+    cif_lobes.decoding.ctc_ranking.CTCRanker
     cif_lobes.decoding.searcher.BeamSearcher
     cif_lobes.decoding.searcher.GreedySearcher
     cif_lobes.data.tokens.CharTokenizer
@@ -63,9 +64,12 @@ CLASSES = frozenset(
     """.split()
 )
 
-# In the yamls of runs from before our own augmentation, and of exports with a model.ckpt.
+# In the yamls of runs from before our own augmentation, and of exports from before
+# `inference.fire_modules`.
 OF_OLDER_RUNS = frozenset(
     """
+    cif_lobes.inference.export.FireDecoder
+    cif_lobes.inference.export.FireEncoder
     speechbrain.augment.freq_domain.SpectrogramDrop
     speechbrain.augment.time_domain.SpeedPerturb
     speechbrain.utils.parameter_transfer.Pretrainer

@@ -184,12 +184,13 @@ class CIFBrain(RecognizerBrain):
         hypotheses : list of list of int
         fired : CIFOutput
         """
-        fired = self.hparams.cif(encoded, x_lengths.on_device)
+        frames = x_lengths.on_device
+        fired = self.hparams.cif(encoded, frames)
         searcher = self.hparams.searcher
         if stage == sb.Stage.TEST:
             # Runs made before there was one are scored as they were.
             searcher = self.option("test_searcher") or searcher
-        hypotheses, _ = searcher(fired.embeddings, fired.lengths)
+        hypotheses, _ = searcher(fired.embeddings, fired.lengths, encoded, frames)
         return hypotheses, fired
 
     def _score(self, p, batch, stage):

@@ -51,6 +51,7 @@ def old_export(exported, folder):
     yaml = yaml.replace(f"    model: !name:{ours}.use_parameters\n", "")
     theirs = "speechbrain.utils.parameter_transfer.Pretrainer"
     yaml = yaml.replace(f"{ours}.ExportPretrainer", theirs)
+    yaml = yaml.replace("cif_lobes.inference.fire_modules.", f"{ours}.")
     assert "safetensors" not in yaml and theirs in yaml
     (folder / "hyperparams.yaml").write_text(yaml)
     return folder

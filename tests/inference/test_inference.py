@@ -221,7 +221,7 @@ def test_batches_are_of_like_durations(recognizer, monkeypatch):
 class Babble(BeamSearcher):
     """Finds whatever comes to mind, three times."""
 
-    def nbest(self, vectors, lengths):
+    def nbest(self, vectors, lengths, encoded, x_lengths):
         return [
             [(torch.randint(3, 26, (n,)).tolist(), -1.0 - k) for k in range(3)]
             for n in lengths.tolist()

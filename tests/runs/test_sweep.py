@@ -41,7 +41,8 @@ def results(run):
 def test_every_setting_as_if_alone(run, capsys):
     """Thresholds share hypotheses; the rates are those of separate evaluations."""
     thresholds, beams = [0.05, 0.5, 0.999], [1, 3]
-    call(run, "--sweep", "--tail_threshold", *thresholds, "--beam", *beams)
+    of_ctc = "--ctc_weight_decode", 0
+    call(run, "--sweep", "--tail_threshold", *thresholds, "--beam", *beams, *of_ctc)
     assert "CER %" in capsys.readouterr().out
     rows = json.loads((run / sweep.FILE).read_text())["table"]
     assert len(rows) == 6
@@ -81,7 +82,8 @@ def test_what_was_swept_is_exported(run, tmp_path, capsys):
     """Its settings are the defaults of the export, and one given by hand wins."""
     with pytest.raises(FileNotFoundError, match="--sweep"):
         evaluate.export([str(run), str(tmp_path / "early"), "--swept"])
-    call(run, "--sweep", "--tail_threshold", 0.999, 0.25, "--beam", 2)
+    of_ctc = "--ctc_weight_decode", 0
+    call(run, "--sweep", "--tail_threshold", 0.999, 0.25, "--beam", 2, *of_ctc)
     one = "--num_checkpoints 1".split()
     evaluate.export([str(run), str(tmp_path / "a"), "--swept", *one])
     recognizer = CIFRecognizer.from_export(tmp_path / "a")
@@ -167,7 +169,8 @@ def test_evaluate_ranks_again(run, monkeypatch):
     assert name.endswith("rescore_weight=100.0_rescore=gpt")
     figures = results(run)[name]
     assert (figures["rescore"], figures["rescore_weight"]) == ("lms/gpt", 100.0)
-    call(run, "--sweep", *one, "--rescore_weight", 0, 100)
+    of_ctc = "--ctc_weight_decode", 0
+    call(run, "--sweep", *one, "--rescore_weight", 0, 100, *of_ctc)
     first, second = json.loads((run / sweep.FILE).read_text())["table"]
     assert first["error_rate"] < second["error_rate"]
     assert second["error_rate"] == pytest.approx(figures["error_rate"])

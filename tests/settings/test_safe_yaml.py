@@ -229,7 +229,7 @@ def test_our_own_yamls_are_read(path):
 
 def test_every_name_on_the_list_is_needed(run):
     (run / "model.ckpt").unlink()
-    export_run(run, "out")
+    export_run(run, "out", decoding={"beam_size": 2, "ctc_weight_decode": 0.5})
     texts = [p.read_text() for p in YAMLS]
     texts.append((run.parent / "out/hyperparams.yaml").read_text())
     used = set(re.findall(r"!(?:new|name|apply):([\w.]+)", "\n".join(texts)))
