@@ -84,7 +84,8 @@ def _cached(folder, change=lambda folder: None, **other):
         states.hparams["cache"],
         encoder,
         other.get("layers", [3]),
-        [str(folder / "a.csv")],
+        {"train": str(folder / "a.csv")},
+        other.get("speeds", ()),
     )
 
 
@@ -99,7 +100,6 @@ CASES = {
     "`--ears_layers '[12]'` with three layers": _load(layers=[12]),
     "a run whose ears are gone": _missing,
     "a run that goes on with others": _others,
-    "`--ears_cache` with `--speeds '[90, 100]'`": _settings(speeds=[90, 100]),
     "`--ears_cache` with silence put in": _settings(
         silence_seconds=4.0, silence_probability=0.3
     ),
@@ -109,5 +109,7 @@ CASES = {
     "40 s of speech for a Whisper": lambda f: build(_states(f, seconds=40.0)),
     "a cache of the same id, recorded again": lambda f: _cached(f, _record_again),
     "a cache with other silence behind": lambda f: _cached(f, silence=0.3),
+    "a cache of other speeds": lambda f: _cached(f, speeds=[90, 100]),
+    "a cache without speed 100": lambda f: _states(f, speeds=[90, 110]),
     "a cache without the layer": lambda f: _cached(f, layers=[2]),
 }

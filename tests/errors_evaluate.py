@@ -121,7 +121,7 @@ SECTIONS = {
         "`--lm_weight` without `--lm`": refused(
             evaluate.parse_arguments, "RUN", "--lm_weight", "0.2"
         ),
-        "`--ctc_weight_decode` of a run without CTC": lambda f: check_head((), "run"),
+        "`--ctc_weight_decode` of a run without CTC": lambda f: check_head({}, "run"),
         "`--init_from` names no run": lambda f: start_from(None, f / "lost", None),
     },
     "Language models and hotwords": {

@@ -102,7 +102,9 @@ def open_run(folder, untrained):
         brain.on_evaluate_start()
     heard = open_cache(hparams, {"train": manifest})
     tokenizer, rate = hparams["tokenizer"], hparams["sample_rate"]
-    return brain, make_dataset(manifest, tokenizer, rate, cache, heard)
+    return brain, make_dataset(
+        manifest, tokenizer, rate, cache, heard, hparams.get("speeds", ())
+    )
 
 
 def measure(brain, data, utterances):

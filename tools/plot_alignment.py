@@ -117,8 +117,8 @@ def show(brain, name, signal, reference, path):
     with torch.no_grad():
         encoded, x_lengths = brain.encode(batch, Stage.TEST)
         (hypothesis,), fired = brain.transcribe(encoded, x_lengths, Stage.TEST)
-        alpha = hparams.cif.weights(encoded, x_lengths.on_device)[0]
         log_mel = spectrogram.fbank(signal[None])[0]
+    alpha = fired.alpha[0]
 
     decode = hparams.tokenizer.decode
     text = decode(hypothesis)

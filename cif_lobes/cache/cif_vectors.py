@@ -78,8 +78,7 @@ def build(path, recognizer, manifests, dtype, batch_seconds, overwrite=False):
                     # The longest comes first, so this many fit, padding included.
                     size = max(1, int(batch_seconds / left[0].duration))
                     batch, left = left[:size], left[size:]
-                    lengths = [counts[keys[u.id]] for u in batch]
-                    vectors = _encode(recognizer, batch, lengths)
+                    vectors = _encode(recognizer, batch)
                     writer.append(torch.cat(vectors), len(batch))
                     bar.update(len(batch))
         writer.finish()
@@ -93,12 +92,19 @@ def _key(utterance, tokenizer):
     return f"{utterance.id}, {utterance.duration:.3f} s of audio: {text}"
 
 
-def _encode(recognizer, utterances, lengths):
+def _encode(recognizer, utterances):
     """Vectors [U, D] of each utterance."""
+    tokenizer = recognizer.tokenizer
+    tokens = [
+        torch.tensor([*tokenizer.encode(u.wrd), tokenizer.eos_index])
+        for u in utterances
+    ]
+    lengths = [len(ids) for ids in tokens]
     signals = [read_utterance(u, recognizer.sample_rate) for u in utterances]
     fired = recognizer(
         pad_sequence(signals, batch_first=True),
         torch.tensor([len(signal) for signal in signals]),
         torch.tensor(lengths),
+        pad_sequence(tokens, batch_first=True),
     )
     return [x[:U].cpu() for x, U in zip(fired.embeddings, lengths, strict=True)]

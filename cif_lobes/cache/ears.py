@@ -1,13 +1,38 @@
 """States of pretrained ears, computed once: no audio is read and no encoder run again.
 
 The format is a teacher's. The states are those of `cif_lobes.nets.ears.PretrainedEars`'
-`listen`, before anything that learns. They belong to whole, unchanged recordings: what
-changes waveforms in training is refused together with a cache (`cif_lobes.runs.ears`).
+`listen`, before anything that learns. They belong to whole recordings, unchanged or at
+some other speeds; what else changes waveforms in training is refused together with a
+cache (`cif_lobes.runs.ears`).
 """
 
+import math
+from typing import NamedTuple
+
+from speechbrain.augment.time_domain import SpeedPerturb
+
 from cif_lobes.cache.speech_states import SpeechStates, open_for
+from cif_lobes.data.batches import at_speed
+from cif_lobes.data.manifest import Utterance, read_manifest
 from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.nets.speech_encoder import WhisperEars
+
+
+class Perturbed(NamedTuple):
+    """An utterance at another speed."""
+
+    of: Utterance
+    speed: float  # % of the original one
+
+    @property
+    def id(self):
+        """str: of the states."""
+        return at_speed(self.of.id, self.speed)
+
+    @property
+    def duration(self):
+        """float: seconds."""
+        return self.of.duration * 100 / self.speed
 
 
 class EarsStates(SpeechStates):
@@ -17,11 +42,55 @@ class EarsStates(SpeechStates):
     ---------
     hparams : dict
         The loaded yaml: manifests, ears, ears_layers, ears_silence_seconds, sample_rate,
-        batch_seconds, device.
+        batch_seconds, device; optionally speeds.
+
+    Raises
+    ------
+    ValueError
+        If 100 is none of the speeds, or a recording is too long for the ears.
     """
 
     tolerance = 0.02  # of a state's length: bfloat16 moves it by 0.4 %
     setting = "ears_layers"
+
+    def __init__(self, hparams):
+        super().__init__(hparams)
+        speeds = hparams.get("speeds", [100])
+        if 100 not in speeds:
+            raise ValueError(
+                f"speeds is {speeds}: 100 must be among them, which is what is validated "
+                "and tested on"
+            )
+        rate = hparams["sample_rate"]
+        self.perturb = {s: SpeedPerturb(rate, [s]) for s in speeds if s != 100}
+        copies = {
+            at_speed(key, speed): Perturbed(utterance, speed)
+            for key, utterance in self.utterances.items()
+            for speed in self.perturb
+        }
+        self.keys |= {
+            at_speed(utt_id, speed): at_speed(key, speed)
+            for utt_id, key in [*self.keys.items()]
+            for speed in self.perturb
+        }
+        every = {**self.utterances, **copies}
+        longest_first = sorted(every, key=lambda key: -every[key].duration)
+        self.utterances = {key: every[key] for key in longest_first}
+
+    def read(self, utterance):
+        """The waveform [samples] that is heard."""
+        if not isinstance(utterance, Perturbed):
+            return super().read(utterance)
+        signal = super().read(utterance.of)
+        return self.perturb[utterance.speed](signal[None])[0]
+
+    def count_samples(self, utterance):
+        """Samples of `read`, from the file's header if that can be trusted."""
+        if not isinstance(utterance, Perturbed):
+            return super().count_samples(utterance)
+        (resample,) = self.perturb[utterance.speed].resamplers
+        count = super().count_samples(utterance.of)
+        return math.ceil(count * resample.new_freq / resample.orig_freq)
 
     def load(self):
         """Read the encoder; refuse layers that it does not have, and long utterances."""
@@ -68,7 +137,7 @@ def identity_of(encoder, layers):
     }
 
 
-def open_ears_cache(path, encoder, layers, manifests):
+def open_ears_cache(path, encoder, layers, manifests, speeds=()):
     """A cache that serves all that a run asks for.
 
     Arguments
@@ -79,8 +148,10 @@ def open_ears_cache(path, encoder, layers, manifests):
         The ears that the states must be of.
     layers : list of int
         Those wanted, in this order.
-    manifests : iterable of str
-        csv files of training, validation and test.
+    manifests : dict of str to str
+        csv files of "train", validation and test.
+    speeds : iterable of float
+        In %, at which "train" is heard as well.
 
     Returns
     -------
@@ -92,10 +163,27 @@ def open_ears_cache(path, encoder, layers, manifests):
     ValueError
         If it is of other ears, layers or recordings.
     """
-    cache, keys = open_for(path, manifests)
+    cache, keys = open_for(path, [*manifests.values()])
     _check(cache, encoder, layers, keys)
+    _check_speeds(cache, keys, manifests, speeds)
     cache.use_layers(list(layers))
     return cache
+
+
+def _check_speeds(cache, keys, manifests, speeds):
+    """Refuse a cache that has not heard the training set at some speed."""
+    wanted = {
+        at_speed(u.id, speed): at_speed(keys[u.id], speed)
+        for speed in {*speeds} - {100}
+        for u in read_manifest(manifests["train"])
+    }
+    problems = cache.problems(wanted)
+    if problems:
+        listed = str(sorted({100, *speeds})).replace(" ", "")
+        raise ValueError(
+            f"ears cache {cache.path}: {'; '.join(problems)}. Train with --speeds '[100]', "
+            f"or run: {cache.build_command} --speeds '{listed}' --overwrite True"
+        )
 
 
 def check_durations(utterances, max_samples, sample_rate):

@@ -64,9 +64,9 @@ class SpeechStates(TeacherStates):
 
     def plan(self, utterance_of):
         """Utterances, the longest first: frames of each."""
-        rate, teacher = self.hparams["sample_rate"], self.teacher
+        count, frames = self.count_samples, self.teacher.output_lengths
         return {
-            key: _count_frames(utterance, rate, teacher)
+            key: int(frames(torch.tensor(count(utterance))))
             for key, utterance in self.utterances.items()
             if key in utterance_of
         }
@@ -81,19 +81,27 @@ class SpeechStates(TeacherStates):
 
     def answers(self, keys):
         """Batches of utterances: states [T, L, H] of each."""
-        device, rate = self.hparams["device"], self.hparams["sample_rate"]
+        device = self.hparams["device"]
         teacher, left = self.teacher.to(device), [self.utterances[key] for key in keys]
         while left:
             # The longest comes first, so this many fit, padding included.
             count = max(1, int(self.hparams["batch_seconds"] / left[0].duration))
             batch, left = left[:count], left[count:]
-            signals = [read_utterance(u, rate) for u in batch]
+            signals = [self.read(utterance) for utterance in batch]
             states, x_lengths = teacher(
                 pad_sequence(signals, batch_first=True).to(device),
                 torch.tensor([len(s) for s in signals], device=device),
             )
             chosen = torch.stack([states[n] for n in self.layers], dim=2).cpu()
             yield [x[:T] for x, T in zip(chosen, x_lengths.tolist(), strict=True)]
+
+    def read(self, utterance):
+        """The waveform [samples] that is heard."""
+        return read_utterance(utterance, self.hparams["sample_rate"])
+
+    def count_samples(self, utterance):
+        """Samples of `read`, from the file's header if that can be trusted."""
+        return _count_samples(utterance, self.hparams["sample_rate"])
 
     def check(self, cache):
         """A cache may have more layers than are asked for; all are computed again."""
@@ -178,15 +186,12 @@ def _check(cache, teacher, taught, keys):
         )
 
 
-def _count_frames(utterance, sample_rate, teacher):
-    """The teacher's frames of an utterance, from its file's header if that can be trusted."""
+def _count_samples(utterance, sample_rate):
     info = soundfile.info(utterance.wav)
     if info.format not in EXACT:
-        samples = len(read_utterance(utterance, sample_rate))
-        return int(teacher.output_lengths(torch.tensor(samples)))
+        return len(read_utterance(utterance, sample_rate))
     count = info.frames
     if utterance.offset is not None:
         count -= round(utterance.offset * info.samplerate)
         count = min(count, round(utterance.duration * info.samplerate))
-    samples = -(-count * sample_rate // info.samplerate)  # as resampling rounds
-    return int(teacher.output_lengths(torch.tensor(samples)))
+    return -(-count * sample_rate // info.samplerate)  # as resampling rounds

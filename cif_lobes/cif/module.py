@@ -252,8 +252,11 @@ class CIF(nn.Module):
             alpha = self.linear(self.dropout(h)).squeeze(2).float().sigmoid()
         return alpha.masked_fill(padding_mask, 0.0)
 
-    def forward(self, x, x_lengths, target_lengths=None):
-        """Integrates `x` with its own weights; arguments and output as in `cif`."""
+    def forward(self, x, x_lengths, target_lengths=None, targets=None):
+        """Integrates `x` with its own weights; arguments and output as in `cif`.
+
+        `targets` [B, U], the true tokens, are for `cif_lobes.cif.guided.GuidedCIF`.
+        """
         alpha = self.weights(x, x_lengths)
         return cif(
             x, alpha, x_lengths, target_lengths, self.threshold, self.tail_threshold

@@ -68,6 +68,11 @@ def read_utterance(u, sample_rate):
         raise audio_files.UnusableAudio(message) from None
 
 
+def at_speed(name, speed):
+    """What an utterance, a recording or an item is called at a speed of so many %."""
+    return name if speed == 100 else f"{name} at {speed} %"
+
+
 def signal_item(sample_rate):
     """The dynamic item `signal` of rows from `dataset_rows`.
 
@@ -93,6 +98,10 @@ def _read_signal(sample_rate, utt_id, wav, offset, duration):
     return read_utterance(u, sample_rate)
 
 
+def _heard(cache, speed, utt_id):
+    return cache[at_speed(utt_id, speed)]
+
+
 def _encode(tokenizer, wrd):
     return torch.tensor(tokenizer.encode(wrd) + [tokenizer.eos_index])
 
@@ -105,12 +114,15 @@ def dataset_rows(manifest):
     }
 
 
-def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None, ears_cache=None):
+def make_dataset(
+    manifest, tokenizer, sample_rate, teacher_cache=None, ears_cache=None, speeds=()
+):
     """A dataset over one manifest.
 
     Its items are `id`, `signal` [samples], `tokens` [U + 1] ending in end of sentence,
     `text`, the normalised transcript, and with a cache `teacher` [U + 1, H]. With cached
-    states of pretrained ears, `heard` [T, L, H] stands in place of `signal`.
+    states of pretrained ears, `heard` [T, L, H] stands in place of `signal`, and beside it
+    those of other speeds, named by `at_speed`.
 
     Arguments
     ---------
@@ -124,6 +136,8 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None, ears_cach
         States of every utterance; checked beforehand.
     ears_cache : cif_lobes.cache.reader.TeacherCache, optional
         Likewise, of `cif_lobes.cache.ears`: no recording is read.
+    speeds : iterable of float
+        In %, at which the ears have heard these utterances as well.
 
     Returns
     -------
@@ -151,6 +165,16 @@ def make_dataset(manifest, tokenizer, sample_rate, teacher_cache=None, ears_cach
         {"func": partial(_encode, tokenizer), "takes": ["wrd"], "provides": "tokens"},
         {"func": tokenizer.normalize, "takes": ["wrd"], "provides": "text"},
     ]
+    if ears_cache is not None:
+        items += [
+            {
+                "func": partial(_heard, ears_cache, speed),
+                "takes": ["id"],
+                "provides": at_speed("heard", speed),
+            }
+            for speed in speeds
+            if speed != 100
+        ]
     if teacher_cache is not None:
         read = teacher_cache.__getitem__
         items.append({"func": read, "takes": ["id"], "provides": "teacher"})

@@ -13,16 +13,16 @@ import torch.nn.functional as F
 CTC_HEAD = "ctc_head"  # of a yaml's modules
 
 
-def check_head(modules, folder):
+def check_head(settings, folder):
     """Refuse a run that trained no CTC head.
 
     Arguments
     ---------
-    modules : collection of str
-        Names of its yaml's modules.
+    settings : dict
+        Of its yaml.
     folder : str
     """
-    if CTC_HEAD not in modules:
+    if not settings.get("ctc_weight"):
         raise ValueError(
             f"{folder} has no CTC head to rank hypotheses: it was trained with ctc_weight "
             "0. Leave out --ctc_weight_decode"
@@ -36,7 +36,8 @@ class CTCRanker:
     ---------
     head : torch.nn.Module
         From encoder frames [B, T, D] to logits [B, T, V]. Trained with the end of sentence
-        as a symbol, as `cif_lobes.training.cif.CIFBrain` does.
+        as a symbol, as `cif_lobes.training.cif.CIFBrain` does. Or a
+        `cif_lobes.cif.guided.GuidedCIF`, which has one.
     weight : float
     blank_index, eos_index : int
 
@@ -53,7 +54,7 @@ class CTCRanker:
     """
 
     def __init__(self, head, weight, blank_index=0, eos_index=2):
-        self.head = head
+        self.head = getattr(head, CTC_HEAD, head)
         self.weight = weight
         self.blank_index = blank_index
         self.eos_index = eos_index
@@ -73,10 +74,10 @@ class CTCRanker:
         ValueError
             If it trained no CTC head.
         """
-        check_head(hparams["modules"], hparams["output_folder"])
+        check_head(hparams, hparams["output_folder"])
         tokenizer = hparams["tokenizer"]
         indices = tokenizer.blank_index, tokenizer.eos_index
-        return cls(hparams[CTC_HEAD], weight, *indices)
+        return cls(hparams.get(CTC_HEAD, hparams["cif"]), weight, *indices)
 
     @torch.no_grad()
     def rank(self, tokens, scores, encoded, x_lengths):

@@ -214,8 +214,9 @@ def read_run(folder, average=None, num_checkpoints=None, decoding=None):
         )
     network = NETWORK
     if (decoding or {}).get("ctc_weight_decode"):
-        network = (*NETWORK, CTC_HEAD)
-        check_head(settings["modules"], folder)
+        check_head(settings, folder)
+        if CTC_HEAD in settings["modules"]:
+            network = (*NETWORK, CTC_HEAD)
     needed = ("tokenizer", *network, "searcher", *COPIED, "average", "num_checkpoints")
     settings = read_settings(folder / "hyperparams.yaml", *needed)
     if settings["searcher"].get("scorer"):
@@ -237,12 +238,16 @@ def read_run(folder, average=None, num_checkpoints=None, decoding=None):
     exported |= {name: settings[name] for name in COPIED}
     exported["max_seconds"] = longest_seconds(folder)
     before = list(exported).index("searcher")
-    if CTC_HEAD in network:
+    if (decoding or {}).get("ctc_weight_decode"):
         for name, value in yaml.load(RANKING).items():
             exported.insert(before, name, value)
             before += name == "ctc_weight_decode"
         exported["searcher"]["ranker"] = TaggedScalar("<ranker>", tag="!ref")
-        exported["model"]["modules"][CTC_HEAD] = TaggedScalar("<ctc_head>", tag="!ref")
+        if CTC_HEAD in network:
+            head = TaggedScalar("<ctc_head>", tag="!ref")
+            exported["model"]["modules"][CTC_HEAD] = head
+        else:  # a GuidedCIF has it
+            exported["ranker"]["head"] = TaggedScalar("<cif>", tag="!ref")
     exported |= decoding or {}
     for place, name in enumerate(("tokenizer", *network), before):
         exported.insert(place, name, settings[name])

@@ -63,7 +63,8 @@ class FireEncoder(torch.nn.Module):
         padding_mask = ~length_to_mask(lengths, wavs.shape[1], dtype=torch.bool)
         x, x_lengths = self.features(wavs.masked_fill(padding_mask, 0.0), lengths)
         encoded, x_lengths = self.encoder(x, x_lengths)
-        return Fired(*self.cif(encoded, x_lengths), encoded, x_lengths)
+        fired = self.cif(encoded, x_lengths)
+        return Fired(*fired[:5], encoded, x_lengths)
 
 
 class FireDecoder(torch.nn.Module):

@@ -77,7 +77,6 @@ def find_fires(recognizer, signal):
     lengths = torch.tensor([len(signal)], device=recognizer.device)
     x, x_lengths = fire.features(signal[None].to(recognizer.device), lengths)
     encoded, x_lengths = fire.encoder(x, x_lengths)
-    alpha = fire.cif.weights(encoded, x_lengths)[0]
     fired = fire.cif(encoded, x_lengths)
     ids = searcher.nbest(fired.embeddings, fired.lengths, encoded, x_lengths)[0][0][0]
     decode = recognizer.tokenizer.decode
@@ -87,4 +86,4 @@ def find_fires(recognizer, signal):
         fired.boundaries[0].cpu(),
         recognizer.clock,
     )
-    return Fires(decode(ids), alpha.tolist(), spans)
+    return Fires(decode(ids), fired.alpha[0].tolist(), spans)

@@ -16,6 +16,7 @@ import shutil
 import torch
 
 from cif_lobes.cif import cif_dense
+from cif_lobes.cif.guided import GuidedCIF
 from cif_lobes.devices.precision import full_float32
 from cif_lobes.inference.alignment import frame_clock
 from cif_lobes.inference.card import Exported, write_card
@@ -147,6 +148,10 @@ def export_onnx(
     hparams = open_run(run_folder, decoding, average, num_checkpoints)
     hparams["model"].eval()
     fire, decoder = hparams["modules"]["encoder"], hparams["decoder"]
+    if isinstance(fire.cif, GuidedCIF):
+        raise ValueError(
+            f"{run_folder}: ONNX is for CIF, not for a GuidedCIF. Use --format speechbrain"
+        )
     if not decoder.autoregressive or not isinstance(fire.features, LogMel):
         raise ValueError(
             f"{run_folder}: ONNX is for log-mel features and a decoder with previous "

@@ -55,6 +55,7 @@ def begin(hparams_file, run_opts, overrides, prepare):
             hparams["sample_rate"],
             cache if name == "train" else None,
             heard,
+            hparams.get("speeds", ()) if name == "train" else (),
         )
         for name, path in manifests.items()
     }

@@ -89,7 +89,11 @@ def open_cache(hparams, manifests):
     # Remembered, so that the others need not read the recordings as well.
     run_on_main(audio_keys, args=[utterances, memory_of(path)])
     return open_ears_cache(
-        path, features.encoder, features.layers, [*manifests.values()]
+        path,
+        features.encoder,
+        features.layers,
+        manifests,
+        hparams["speeds"] if "train" in manifests and "speeds" in hparams else (),
     )
 
 
@@ -164,8 +168,6 @@ def check_settings(hparams):
         return
     loud = hparams.get("silence_seconds") and hparams.get("silence_probability")
     changed = {
-        f"speeds is {hparams.get('speeds')}": hparams.get("speeds", [100]) != [100]
-        and "--speeds '[100]'",
         f"silence_seconds is {hparams.get('silence_seconds')}": loud
         and "--silence_seconds 0",
         "random_gain is there": hparams.get("random_gain") is not None

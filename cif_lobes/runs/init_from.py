@@ -44,6 +44,7 @@ def start_from(model, run, tokenizer):
     parameters = read_parameters(run)
     if "features" in model:
         parameters = with_ears(parameters, model["features"], folder, run)
+    parameters = _place_head(parameters, model.state_dict(), same)
     there = _modules(parameters)
     fresh = {DISTILLATION, *(() if same else TOKENS)}
     # A head that only one of the two runs has.
@@ -107,6 +108,22 @@ def take_parameters(model, parameters, fresh, source):
     taken = {k: v for k, v in parameters.items() if k.split(".")[0] in kept}
     model.load_state_dict(taken, strict=False)
     return _modules(taken)
+
+
+def _place_head(parameters, ours, same):
+    """A CTC head where the network that begins has its own: beside CIF or, guided, in it.
+
+    In it, the network's own if the vocabulary is not the same, or that run had none.
+    """
+    guided = any(name.startswith("cif.ctc_head.") for name in ours)
+    placed = {}
+    for name, value in parameters.items():
+        plain = name.removeprefix("cif.")
+        if plain.startswith("ctc_head."):
+            name = f"cif.{plain}" if guided else plain
+        placed[name] = value
+    heads = {k: v for k, v in ours.items() if k.startswith("cif.ctc_head.")}
+    return {**heads, **placed} if same else {**placed, **heads}
 
 
 def _modules(parameters):

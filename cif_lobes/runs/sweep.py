@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from cif_lobes.data.batches import eval_loader_options
-from cif_lobes.decoding.ctc_ranking import CTC_HEAD, CTCRanker
+from cif_lobes.decoding.ctc_ranking import CTCRanker
 from cif_lobes.decoding.fusion import fuse
 from cif_lobes.decoding.rescoring import RescoringSearcher
 from cif_lobes.decoding.scoring import ErrorRate
@@ -45,7 +45,7 @@ def default_grid(hparams, with_lm, with_rescorer=False):
     -------
     dict of str to list
     """
-    with_ctc = CTC_HEAD in hparams["modules"]
+    with_ctc = hparams.get("ctc_weight")
     return {
         "average": [hparams["average"]],
         "num_checkpoints": [hparams["num_checkpoints"]],

@@ -23,6 +23,7 @@ CLASSES = frozenset(
     cif_lobes.training.augment.SpecAugment
     cif_lobes.training.augment.SpeedPerturb
     cif_lobes.cif.CIF
+    cif_lobes.cif.guided.GuidedCIF
     cif_lobes.nets.bert_decoder.BERTDecoder
     cif_lobes.nets.coldec.ColDec
     cif_lobes.nets.ctc_attention.CRDNNEncoder

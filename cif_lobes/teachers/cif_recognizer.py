@@ -36,7 +36,7 @@ class FrozenRecognizer(FrozenRun):
             )
 
     @torch.no_grad()
-    def forward(self, waves, lengths, target_lengths=None):
+    def forward(self, waves, lengths, target_lengths=None, targets=None):
         """What CIF fires for a padded batch.
 
         Arguments
@@ -47,6 +47,8 @@ class FrozenRecognizer(FrozenRun):
             Samples of each.
         target_lengths : torch.Tensor, [B], int64, optional
             True number of tokens, end of sentence included, to which weights are scaled.
+        targets : torch.Tensor, [B, U], int64, optional
+            And what they are.
 
         Returns
         -------
@@ -55,5 +57,6 @@ class FrozenRecognizer(FrozenRun):
         waves, lengths = waves.to(self.device), lengths.to(self.device)
         if target_lengths is not None:
             target_lengths = target_lengths.to(self.device)
+            targets = targets.to(self.device)
         x, x_lengths = self.network.encoder(*self.network.features(waves, lengths))
-        return self.network.cif(x, x_lengths, target_lengths)
+        return self.network.cif(x, x_lengths, target_lengths, targets)

@@ -16,6 +16,10 @@ class SpeedPerturb(time_domain.SpeedPerturb):
         self.device = waveform.device
         return super().forward(waveform)
 
+    def draw(self):
+        """One of `speeds`, as `forward` draws it."""
+        return self.speeds[int(torch.randint(0, len(self.speeds), (1,)))]
+
 
 class SpecAugment(nn.Module):
     """Masks over frequency and time (https://arxiv.org/abs/1904.08779), without warping.

@@ -8,6 +8,7 @@ from speechbrain.dataio.dataio import length_to_mask
 from torch import Tensor
 
 from cif_lobes.cif import cif
+from cif_lobes.cif.guided import GuidedCIF
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.devices.lengths import Lengths
 from cif_lobes.losses.distillation import TokenStates
@@ -38,6 +39,15 @@ class CIFBrain(RecognizerBrain):
     `bert_trained_from`.
     """
 
+    def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
+        super().__init__(modules, opt_class, hparams, run_opts, **kw)
+        self.is_guided = isinstance(self.hparams.cif, GuidedCIF)
+        if self.is_guided and not self.hparams.ctc_weight:
+            raise ValueError(
+                "ctc_weight is 0, and cif is a GuidedCIF, which follows the spikes of the "
+                "CTC head: train it with --ctc_weight 1, or use CIF"
+            )
+
     def init_optimizers(self):
         """A decoder's BERT, if it learns, has a learning rate of its own."""
         super().init_optimizers()
@@ -52,7 +62,7 @@ class CIFBrain(RecognizerBrain):
         encoded, x_lengths = self.encode(batch, stage)
         tokens = batch.tokens.data
         lengths = token_lengths.on_device
-        fired = self.modules.cif(encoded, x_lengths.on_device, lengths)
+        fired = self.modules.cif(encoded, x_lengths.on_device, lengths, tokens)
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = self.hparams.tokenizer.bos_index
         if stage == sb.Stage.TRAIN:
@@ -155,7 +165,10 @@ class CIFBrain(RecognizerBrain):
             ),
         }
         if hp.ctc_weight:
-            log_probs = self.modules.ctc_head(p.encoded).float().log_softmax(-1)
+            if self.is_guided:
+                log_probs = p.fired.log_probs
+            else:
+                log_probs = self.modules.ctc_head(p.encoded).float().log_softmax(-1)
             losses["ctc"] = (
                 hp.ctc_weight,
                 ctc_loss(

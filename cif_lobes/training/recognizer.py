@@ -6,6 +6,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import ddp_barrier
 
+from cif_lobes.data.batches import at_speed
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.devices.lengths import Lengths
 from cif_lobes.storage.parameters import average_parameters, fill
@@ -70,8 +71,11 @@ class RecognizerBrain(TrainingBrain):
 
     def _encode_heard(self, batch, stage):
         """`encode` of what pretrained ears have heard before."""
-        heard = Lengths.of(batch.heard, self.device)
-        states = batch.to(self.device, non_blocking=True).heard.data
+        name, perturb = "heard", self.option("speed_perturb")
+        if stage == sb.Stage.TRAIN and perturb and perturb.speeds != [100]:
+            name = at_speed(name, perturb.draw())
+        heard = Lengths.of(getattr(batch, name), self.device)
+        states = getattr(batch.to(self.device, non_blocking=True), name).data
         x, x_lengths = self.modules.features(states, heard.on_device)
         if stage == sb.Stage.TRAIN and self.option("augment"):
             x = self.hparams.augment(x, x_lengths)

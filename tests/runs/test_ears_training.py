@@ -16,6 +16,7 @@ from cif_lobes.inference.export import export_run, open_run
 from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.runs.cif import load_run
 from cif_lobes.runs.ears import open_cache
+from cif_lobes.training.augment import SpeedPerturb
 from cif_lobes.training.ledger import Ledger
 
 pytestmark = pytest.mark.slow
@@ -34,12 +35,12 @@ def arguments(*corpus_folder_ears, **changes):
     return ears_arguments(YAML, *corpus_folder_ears, **changes)
 
 
-def extract(verb, corpus, folder, ears):
+def extract(verb, corpus, folder, ears, *more):
     """The command that makes or checks the cache of the tone corpus."""
     command = ["extract_teacher.py", verb, str(EXTRACT)]
     command += ["--ears", ears, "--cache", str(folder / "ears.h5")]
     command += ["--manifests", str([str(path) for path in corpus])]
-    command += ["--ears_layers", "[2, 3]", "--dtype", "float32"]
+    command += ["--ears_layers", "[2, 3]", "--dtype", "float32", *more]
     return run_python(command)
 
 
@@ -88,6 +89,42 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
         assert ("ears hear the recordings again: " in done.stderr) == gone
         scores.append(done.stdout.split(";")[0])
     assert scores[0].startswith("valid: ") and scores[0] == scores[1]
+
+
+def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path):
+    """The same draw, hence the same losses; what a cache has not heard is asked for."""
+    settings = {"ears_cache": str(tmp_path / "ears.h5"), "speeds": [90, 100, 115]}
+    brain, hparams = load_run(computed / "run", settings)
+    manifests = {"train": corpus[1]}
+    extract("build", corpus, tmp_path, ears)
+    with pytest.raises(ValueError, match=r"24 missing, .*--speeds '\[90,100,115\]'"):
+        open_cache(hparams, manifests)
+    speeds = ["--speeds", "[90, 100, 115]"]
+    extract("build", corpus, tmp_path, ears, *speeds, "--overwrite", "True")
+    done = extract("verify", corpus, tmp_path, ears, *speeds)
+    assert "180 of 180 utterances" in done.stdout
+    brain.hparams.augment = None
+    brain.hparams.speed_perturb = SpeedPerturb(16000, hparams["speeds"])
+    brain.modules.eval()
+    losses, drawn = [], set()
+    for heard in (None, open_cache(hparams, manifests)):
+        sets = None, heard, hparams["speeds"]
+        dataset = make_dataset(corpus[1], hparams["tokenizer"], 16000, *sets)
+        torch.manual_seed(0)
+        for _ in range(8):
+            batch = PaddedBatch([dataset[i] for i in range(6)])
+            brain.ledger = Ledger()
+            with torch.no_grad():
+                predictions = brain.compute_forward(batch, Stage.TRAIN)
+                loss = brain.compute_objectives(predictions, batch, Stage.TRAIN)
+            drawn.add(predictions.encoded.shape[1])
+            losses.append(float(loss))
+    assert len(drawn) == 3
+    assert losses[:8] == pytest.approx(losses[8:], rel=1e-3)
+    # And a run of them, from the cache alone.
+    for path in ("ears_cache", "speeds"):
+        settings[path] = str(settings[path])
+    train(arguments(corpus, tmp_path, ears, **settings))
 
 
 def test_no_checkpoint_holds_the_ears(computed):
