@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import ROOT, epochs, last_checkpoint, stop_after, tiny_arguments, train
+from tiny_ears import ears_arguments, make_folder
 
 from cif_lobes.commands import evaluate
 from cif_lobes.data.manifest import read_manifest
@@ -15,6 +16,7 @@ from cif_lobes.runs.init_from import start_from
 
 pytestmark = pytest.mark.slow
 
+GUIDED = ROOT / "recipes/LibriSpeech/hparams/cif_guided_small.yaml"
 # Settings of what is drawn, other numbers in other processes.
 DRAWN = ["dropout", "cif_dropout", "decoder_dropout", "freq_masks", "time_masks"]
 DRAWN += ["silence_probability"]
@@ -123,6 +125,22 @@ def test_begun_from_cif_and_back(trained, learnt, arguments, tmp_path):
     assert not torch.equal(guided["cif"].ctc_head.weight, before)
     start_from(plain["model"], learnt, plain["tokenizer"])
     assert plain["ctc_head"].weight.ne(theirs["ctc_head.weight"]).any()
+
+
+def test_on_ears_at_three_speeds(corpus, signals, tmp_path):
+    """The yaml for one's own recordings, without a cache, and its export."""
+    ears = make_folder("whisper", tmp_path / "whisper")
+    train(
+        ears_arguments(
+            GUIDED, corpus, tmp_path, ears, number_of_epochs=1, vocab_size=12
+        )
+    )
+    export_run(tmp_path / "run", tmp_path / "out")
+    found, expected = (
+        CIFRecognizer.from_folder(tmp_path / name).transcribe(signals[:2])
+        for name in ("out", "run")
+    )
+    assert found == expected
 
 
 def test_what_it_is_not_for(learnt, arguments, tmp_path):
