@@ -100,11 +100,9 @@ def open_run(folder, untrained):
     brain = make_brain(hparams, {"device": "cpu"})  # with the losses' heads
     if not untrained:
         brain.on_evaluate_start()
-    heard = open_cache(hparams, {"train": manifest})
+    heard = open_cache(hparams, {"measured": manifest})
     tokenizer, rate = hparams["tokenizer"], hparams["sample_rate"]
-    return brain, make_dataset(
-        manifest, tokenizer, rate, cache, heard, hparams.get("speeds", ())
-    )
+    return brain, make_dataset(manifest, tokenizer, rate, cache, heard)
 
 
 def measure(brain, data, utterances):

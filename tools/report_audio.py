@@ -119,6 +119,7 @@ def open_recognizer(folder, figures, device):
         return value if isinstance(value, kinds) else None
 
     changes = {"beam_size": setting("beam", int)}
+    changes["ctc_weight_decode"] = setting("ctc_weight_decode", int, float)
     changes["tail_threshold"] = setting("tail_threshold", int, float)
     changes = {name: value for name, value in changes.items() if value is not None}
     average = figures.get("average")

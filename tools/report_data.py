@@ -106,7 +106,8 @@ def describe_run(folder, record, name):
 def result(key, figures):
     """A line of the table of runs."""
     counts = ("substitutions", "deletions", "insertions", "reference_length")
-    decoding = ("beam", "lm_weight", "tail_threshold", "average", "num_checkpoints")
+    decoding = ("beam", "ctc_weight_decode", "lm_weight", "tail_threshold", "average")
+    decoding += ("num_checkpoints",)
     names = ("error_rate", *counts, "utterances", "utterance_error_rate", "perplexity")
     return {
         "set": key,

@@ -9,6 +9,7 @@ cache (`cif_lobes.runs.ears`).
 import math
 from typing import NamedTuple
 
+import torch
 from speechbrain.augment.time_domain import SpeedPerturb
 
 from cif_lobes.cache.speech_states import SpeechStates, open_for
@@ -89,8 +90,10 @@ class EarsStates(SpeechStates):
         if not isinstance(utterance, Perturbed):
             return super().count_samples(utterance)
         (resample,) = self.perturb[utterance.speed].resamplers
+        common = math.gcd(resample.new_freq, resample.orig_freq)
         count = super().count_samples(utterance.of)
-        return math.ceil(count * resample.new_freq / resample.orig_freq)
+        count = count * (resample.new_freq // common) / (resample.orig_freq // common)
+        return int(torch.ceil(torch.as_tensor(count)))  # in float32, as torchaudio does
 
     def load(self):
         """Read the encoder; refuse layers that it does not have, and long utterances."""
@@ -177,12 +180,13 @@ def _check_speeds(cache, keys, manifests, speeds):
         for speed in {*speeds} - {100}
         for u in read_manifest(manifests["train"])
     }
-    problems = cache.problems(wanted)
-    if problems:
+    missing = [name for name, key in wanted.items() if not cache.has(name, key)]
+    if missing:
         listed = str(sorted({100, *speeds})).replace(" ", "")
         raise ValueError(
-            f"ears cache {cache.path}: {'; '.join(problems)}. Train with --speeds '[100]', "
-            f"or run: {cache.build_command} --speeds '{listed}' --overwrite True"
+            f"ears cache {cache.path} has not heard {missing[0]} ({len(missing):,} of "
+            f"{len(wanted):,} are missing). Train with --speeds '[100]', or run: "
+            f"{cache.build_command} --speeds '{listed}' --overwrite True"
         )
 
 

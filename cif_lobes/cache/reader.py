@@ -238,6 +238,12 @@ class TeacherCache:
         """
         return self._unlike_attributes(expected) + self._unlike_texts(texts)
 
+    def has(self, utt_id, text):
+        """Whether there are states of this utterance with this text."""
+        if utt_id not in self:
+            return False
+        return self._text_hash[self._text_index[utt_id]] == text_hash(text)
+
     def check(self, texts, tokenizer_fingerprint, text_normalization, **expected):
         """Refuse to go on with a cache that was built for something else.
 
@@ -287,8 +293,7 @@ class TeacherCache:
         changed = [
             utt_id
             for utt_id, text in texts.items()
-            if utt_id in self
-            and self._text_hash[self._text_index[utt_id]] != text_hash(text)
+            if utt_id in self and not self.has(utt_id, text)
         ]
         if changed:
             found.append(

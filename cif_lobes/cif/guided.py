@@ -111,23 +111,24 @@ class GuidedCIF(CIF):
         ValueError
             If there are target lengths without targets; as `cif`.
         """
-        if target_lengths is not None and targets is None:
+        if (target_lengths is None) != (targets is None):
             raise ValueError(
-                "GuidedCIF was given target_lengths without targets: the spikes of the "
-                "true tokens are found by what they are. Give both, or neither"
+                "GuidedCIF takes target_lengths and targets: the spikes of the true tokens "
+                "are found by what they are. Give both, or neither"
             )
-        x_lengths = x_lengths.to(x.device)
+        asked, x_lengths = x_lengths, x_lengths.to(x.device).clamp(max=x.shape[1])
         alpha = self.weights(x, x_lengths)
         padding_mask = torch.arange(x.shape[1], device=x.device) >= x_lengths[:, None]
-        log_probs = self.ctc_head(x.masked_fill(padding_mask[:, :, None], 0.0))
+        heard = x.masked_fill(padding_mask[:, :, None], 0.0)
+        log_probs = self.ctc_head(heard.to(self.ctc_head.weight.dtype))
         log_probs = log_probs.float().log_softmax(-1)
         seen = log_probs.detach()
         if targets is None:
             first, last, lengths = greedy_spikes(seen, x_lengths, self.blank_index)
         else:
             lengths = target_lengths.to(x.device)
-            asked = targets, x_lengths, lengths, self.blank_index
-            first = last = forced_spikes(seen, *asked)
+            true = targets, x_lengths, lengths, self.blank_index
+            first = last = forced_spikes(seen, *true)
         blanks = seen[:, :, self.blank_index]
         edges = segment_edges(first, last, lengths, blanks, x_lengths)
         guided = scale_segments(alpha, edges, x_lengths) * self.threshold
@@ -135,8 +136,8 @@ class GuidedCIF(CIF):
         guides = (lengths <= x_lengths)[:, None] & alpha.isfinite()
         guided = torch.where(guides, guided, alpha)
         # Not scaled again when recognising: then weights that are not finite are refused.
-        asked = None if targets is None else lengths
-        fired = cif(x, guided, x_lengths, asked, self.threshold, TAIL)
+        scaled = None if targets is None else lengths
+        fired = cif(x, guided, asked, scaled, self.threshold, TAIL)
         quantity = alpha.sum(1) / self.threshold
         return GuidedOutput(*fired._replace(quantity=quantity), log_probs)
 
@@ -279,6 +280,9 @@ def segment_edges(first, last, lengths, blanks, x_lengths):
     """
     batch, most = first.shape
     t = torch.arange(blanks.shape[1], device=blanks.device)
+    blanks = blanks.clamp(
+        min=torch.finfo(torch.float32).min
+    )  # above what is not between
     between = (t > last[:, :-1, None]) & (t <= first[:, 1:, None])
     cuts = torch.where(between, blanks[:, None], -torch.inf).argmax(2)
     edges = F.pad(cuts, (1, 1)) if most else cuts.new_zeros(batch, 1)
@@ -310,12 +314,11 @@ def scale_segments(alpha, edges, x_lengths):
     t = torch.arange(alpha.shape[1], device=alpha.device)
     padding_mask = t >= x_lengths[:, None]
     some = (alpha.double() + LEAST).masked_fill(padding_mask, 0.0)
-    if edges.shape[1] < 2 or not alpha.shape[1]:
+    if edges.shape[1] < 2:
         return torch.zeros_like(alpha)
     sums = F.pad(some.cumsum(1), (1, 0)).gather(1, edges).diff(dim=1)
     t = t.expand_as(alpha).contiguous()
     token = torch.searchsorted(edges[:, 1:].contiguous(), t, right=True)
     of_frame = sums.gather(1, token.clamp_(max=sums.shape[1] - 1))
-    # Behind the last frame, and where there is no token, there is nothing to divide by.
-    scaled = some / of_frame.masked_fill(padding_mask | (of_frame == 0.0), 1.0)
-    return scaled.to(alpha.dtype)
+    # Frames of no token: behind the last one, and of an utterance without tokens.
+    return (some / of_frame.masked_fill(of_frame == 0.0, torch.inf)).to(alpha.dtype)

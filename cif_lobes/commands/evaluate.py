@@ -163,6 +163,7 @@ def main(given):
     if is_llm_run(given.run):
         return main_llm(given)
     # Here, so that --help and a misspelt option need no torch.
+    from cif_lobes.cif.guided import GuidedCIF
     from cif_lobes.data.batches import make_dataset
     from cif_lobes.decoding.context import load_context
     from cif_lobes.decoding.ctc_ranking import CTCRanker
@@ -192,6 +193,11 @@ def main(given):
     if given.error_unit:
         overrides["error_unit"] = changed["error_unit"] = given.error_unit
     brain, hparams = load_run(given.run, overrides, {"device": given.device})
+    if given.tail_threshold and isinstance(hparams["cif"], GuidedCIF):
+        raise SystemExit(
+            f"--tail_threshold: {given.run} has a GuidedCIF, which counts the spikes of CTC "
+            "and has no remainder: leave it out"
+        )
     scorer = lm and load_scorer(lm, hparams["tokenizer"])
     rescorer = rescore and HuggingFaceLMRescorer(rescore, given.device)
     manifests = read_sets(given, hparams)
@@ -256,7 +262,8 @@ def main(given):
         decoding["ctc_weight_decode"] = chosen["ctc_weight_decode"]
         ranker = CTCRanker.of(hparams, chosen["ctc_weight_decode"])
     if scorer or rescorer or context or ranker or ends or "beam" in chosen:
-        beam = chosen.get("beam", hparams.get("beam_size", 10 if rescorer else 1))
+        ranked = 10 if rescorer or ranker else 1
+        beam = chosen.get("beam", max(ranked, hparams.get("beam_size", 1)))
         searcher = BeamSearcher(
             hparams["decoder"], beam, scorer, context=context, ranker=ranker, **ends
         )
@@ -312,6 +319,12 @@ def export(argv):
         "--int8", action="store_true", help="matrices of 8-bit integers, for onnx"
     )
     given = parser.parse_args(argv)
+    of_llm = is_llm_run(given.run)
+    if given.ctc_weight_decode and (of_llm or given.format == "onnx"):
+        parser.error(
+            "--ctc_weight_decode ranks a beam of a recogniser, which neither ONNX has here "
+            "nor a language model that writes: leave it out"
+        )
     if given.int8 and given.format != "onnx":
         parser.error("--int8 needs --format onnx")
     chosen = {}
@@ -328,10 +341,11 @@ def export(argv):
             file=sys.stderr,
         )
     names = {"beam_size": "beam", "tail_threshold": "tail_threshold"}
-    if given.format != "onnx":  # which has one hypothesis, so nothing to rank
+    if given.format != "onnx":  # of what a sweep chose, it has one hypothesis only
         names["ctc_weight_decode"] = "ctc_weight_decode"
+    if given.ctc_weight_decode:
+        chosen.setdefault("beam", 10)
     decoding = {name: chosen[n] for name, n in names.items() if n in chosen}
-    of_llm = is_llm_run(given.run)
     if of_llm and given.format == "onnx":
         parser.error(
             f"{given.run} has a language model that writes, which ONNX is not for here: "

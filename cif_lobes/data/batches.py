@@ -70,7 +70,7 @@ def read_utterance(u, sample_rate):
 
 def at_speed(name, speed):
     """What an utterance, a recording or an item is called at a speed of so many %."""
-    return name if speed == 100 else f"{name} at {speed} %"
+    return name if speed == 100 else f"{name} at {speed:g} %"
 
 
 def signal_item(sample_rate):

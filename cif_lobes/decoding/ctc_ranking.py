@@ -29,7 +29,7 @@ def check_head(settings, folder):
         )
 
 
-class CTCRanker:
+class CTCRanker(torch.nn.Module):
     """Adds weight * log p_CTC(hypothesis, end of sentence | frames) to scores.
 
     Arguments
@@ -54,6 +54,7 @@ class CTCRanker:
     """
 
     def __init__(self, head, weight, blank_index=0, eos_index=2):
+        super().__init__()
         self.head = getattr(head, CTC_HEAD, head)
         self.weight = weight
         self.blank_index = blank_index
@@ -99,6 +100,8 @@ class CTCRanker:
             Best first. Of what has more tokens than frames can spell, the score is minus
             infinity, unless that is all of a beam, which is then as it was.
         """
+        if not self.weight:
+            return tokens, scores
         log_probs = self.head(encoded).float().log_softmax(-1)
         gains = [
             self._log_probabilities(beam, rows[:length])
@@ -116,10 +119,10 @@ class CTCRanker:
         """[K]: log p of the hypotheses [K, U] of one utterance, given [T, V]."""
         if not len(log_probs):
             return beam.new_full((len(beam),), -torch.inf, dtype=torch.float32)
-        ends = torch.nn.functional.pad(beam, (0, 1), value=self.eos_index)
+        ends = F.pad(beam, (0, 1), value=self.eos_index)
         lengths = (ends == self.eos_index).long().argmax(1) + 1
         # Few of the vocabulary are in a beam, and a copy for each hypothesis is made.
-        blank = beam.new_tensor([self.blank_index])
+        blank = beam.new_full((1,), self.blank_index)
         classes, places = torch.cat([blank, ends.flatten()]).unique(return_inverse=True)
         few = log_probs[:, None, classes].expand(-1, len(beam), -1)
         return -F.ctc_loss(

@@ -319,8 +319,10 @@ def open_run(folder, overrides=None, average=None, num_checkpoints=None):
     dict
         The yaml of an exported folder, loaded, with parameters and vocabulary.
     """
+    # The network depends on it.
+    names = {"ctc_weight_decode"} & {*(overrides or {})}
     settings, parameters, vocabulary = read_run(
-        folder, average, num_checkpoints, overrides
+        folder, average, num_checkpoints, {name: overrides[name] for name in names}
     )
     hparams = build(settings, overrides)
     open_ears(hparams["features"], folder)

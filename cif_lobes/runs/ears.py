@@ -6,7 +6,7 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.cache.audio_keys import audio_keys, memory_of
-from cif_lobes.cache.ears import check_durations, open_ears_cache
+from cif_lobes.cache.ears import Perturbed, check_durations, open_ears_cache
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import find_ears, keep_ears, read_note
@@ -82,7 +82,12 @@ def open_cache(hparams, manifests):
     if not isinstance(features, PretrainedEars):
         return None
     utterances = [u for path in manifests.values() for u in read_manifest(path)]
-    check_durations(utterances, features.max_samples, hparams["sample_rate"])
+    rate = hparams["sample_rate"]
+    check_durations(utterances, features.max_samples, rate)
+    speeds = hparams.get("speeds", [100]) if "train" in manifests else []
+    slow = [Perturbed(u, s) for s in speeds for u in read_manifest(manifests["train"])]
+    if slow:
+        check_durations(slow, features.max_samples, rate)
     path = hparams.get("ears_cache")
     if path is None:
         return None
@@ -93,7 +98,7 @@ def open_cache(hparams, manifests):
         features.encoder,
         features.layers,
         manifests,
-        hparams["speeds"] if "train" in manifests and "speeds" in hparams else (),
+        speeds,
     )
 
 

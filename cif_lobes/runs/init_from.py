@@ -44,7 +44,7 @@ def start_from(model, run, tokenizer):
     parameters = read_parameters(run)
     if "features" in model:
         parameters = with_ears(parameters, model["features"], folder, run)
-    parameters = _place_head(parameters, model.state_dict(), same)
+    parameters, own_head = _place_head(parameters, model.state_dict(), same)
     there = _modules(parameters)
     fresh = {DISTILLATION, *(() if same else TOKENS)}
     # A head that only one of the two runs has.
@@ -65,6 +65,8 @@ def start_from(model, run, tokenizer):
             )
     taken = take_parameters(model, parameters, fresh, f"init_from {run}")
     anew = sorted(set(model) - taken)
+    if own_head:
+        anew.append("the CTC head of cif")
     logger.info(
         f"parameters of {', '.join(sorted(taken))} from {run}"
         + (f"; {', '.join(anew)} learn anew" if anew else "")
@@ -113,7 +115,8 @@ def take_parameters(model, parameters, fresh, source):
 def _place_head(parameters, ours, same):
     """A CTC head where the network that begins has its own: beside CIF or, guided, in it.
 
-    In it, the network's own if the vocabulary is not the same, or that run had none.
+    In it, the network's own if the vocabulary is not the same, or that run had none, which
+    is also returned.
     """
     guided = any(name.startswith("cif.ctc_head.") for name in ours)
     placed = {}
@@ -123,7 +126,8 @@ def _place_head(parameters, ours, same):
             name = f"cif.{plain}" if guided else plain
         placed[name] = value
     heads = {k: v for k, v in ours.items() if k.startswith("cif.ctc_head.")}
-    return {**heads, **placed} if same else {**placed, **heads}
+    is_own = bool(heads) and not (same and heads.keys() <= placed.keys())
+    return ({**placed, **heads} if is_own else placed), is_own
 
 
 def _modules(parameters):

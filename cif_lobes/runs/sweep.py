@@ -13,6 +13,7 @@ import speechbrain as sb
 import torch
 from tqdm import tqdm
 
+from cif_lobes.cif.guided import GuidedCIF
 from cif_lobes.data.batches import eval_loader_options
 from cif_lobes.decoding.ctc_ranking import CTCRanker
 from cif_lobes.decoding.fusion import fuse
@@ -53,7 +54,10 @@ def default_grid(hparams, with_lm, with_rescorer=False):
         "ctc_weight_decode": [0.0, 0.2, 0.5] if with_ctc else [0.0],
         "lm_weight": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5] if with_lm else [0.0],
         "rescore_weight": [0.0, 0.1, 0.2, 0.3, 0.5, 0.7] if with_rescorer else [0.0],
-        "tail_threshold": [0.3, 0.4, 0.5, 0.6],
+        # Which a GuidedCIF does not read.
+        "tail_threshold": [hparams["tail_threshold"]]
+        if isinstance(hparams["cif"], GuidedCIF)
+        else [0.3, 0.4, 0.5, 0.6],
     }
 
 
@@ -85,8 +89,8 @@ def sweep(brain, hparams, dataset, grid, scorer=None, rescorer=None):
     for key in itertools.product(grid["beam"], *weights):
         beam, of_ctc, of_lm, again = key
         ranker = CTCRanker.of(hparams, of_ctc) if of_ctc else None
-        if ranker and beam == 1 and len(grid["ctc_weight_decode"]) > 1:
-            continue  # nothing to rank
+        if ranker and beam == 1 and 0 in grid["ctc_weight_decode"]:
+            continue  # one hypothesis is not ranked
         searcher = BeamSearcher(
             hparams["decoder"], beam, fuse(scorer, of_lm), ranker=ranker
         )

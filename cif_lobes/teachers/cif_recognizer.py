@@ -57,6 +57,7 @@ class FrozenRecognizer(FrozenRun):
         waves, lengths = waves.to(self.device), lengths.to(self.device)
         if target_lengths is not None:
             target_lengths = target_lengths.to(self.device)
+        if targets is not None:
             targets = targets.to(self.device)
         x, x_lengths = self.network.encoder(*self.network.features(waves, lengths))
         return self.network.cif(x, x_lengths, target_lengths, targets)

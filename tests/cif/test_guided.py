@@ -140,9 +140,15 @@ def test_recognition_fires_as_often_as_ctc_spikes(threshold):
 
 
 def test_silence_fires_nothing(lobe):
+    """Alone, and beside what has spikes."""
+    x, x_lengths = 3 * torch.randn(2, 9, D), torch.tensor([9, 4])
+    x[1] = 50 * lobe.ctc_head.weight.detach().pinverse()[:, BLANK]  # one logit of 50
+    output = lobe(x, x_lengths)
+    assert output.lengths[0] > 0 and output.lengths[1] == 0
+    assert not output.alpha[1].any()
     with torch.no_grad():
-        lobe.ctc_head.bias[BLANK] += 100
-    output = lobe(torch.randn(2, 9, D), torch.tensor([9, 4]))
+        lobe.ctc_head.bias[BLANK] += 1000
+    output = lobe(x, x_lengths)
     assert output.lengths.tolist() == [0, 0] and output.embeddings.shape == (2, 0, D)
 
 
@@ -187,8 +193,11 @@ def test_gradient(lobe, batch):
 
 
 def test_lengths_without_tokens_are_refused(lobe, batch):
-    with pytest.raises(ValueError, match="Give both, or neither"):
-        lobe(*batch[:3])
+    for asked in ((*batch[:3],), (*batch[:2], None, batch[3])):
+        with pytest.raises(ValueError, match="Give both, or neither"):
+            lobe(*asked)
+    with pytest.raises(ValueError, match="x_lengths is 99, but x has 9 frames"):
+        lobe(batch[0], torch.tensor([99] * 5))
     with pytest.raises(ValueError, match="For streams, use CIF"):
         GuidedCIF(D, V, causal=True)
     with pytest.raises(ValueError, match="not finite"):

@@ -74,6 +74,11 @@ def test_what_no_path_spells_is_as_the_search_left_it(beams):
         assert torch.equal(ranked[b], tokens[b]) and torch.equal(totals[b], scores[b])
 
 
+def test_no_weight_changes_nothing(beams):
+    found = CTCRanker(torch.nn.Linear(D, V), 0).rank(*beams)
+    assert all(torch.equal(a, b) for a, b in zip(found, beams[:2], strict=True))
+
+
 def test_alone_as_in_a_batch(beams):
     ranker = CTCRanker(torch.nn.Linear(D, V), 0.7)
     together = ranker.rank(*beams)

@@ -109,8 +109,25 @@ def test_without_a_head_there_is_no_ranking(run, tmp_path):
             attempt()
 
 
-def test_onnx_has_nothing_to_rank(run, tmp_path):
-    evaluate.export(
-        [str(run), str(tmp_path / "o"), *"--format onnx --ctc_weight_decode 1".split()]
-    )
+def test_onnx_has_nothing_to_rank(run, tmp_path, capsys):
+    """Asked for, it is refused; what a sweep chose is left out."""
+    onnx = [str(run), str(tmp_path / "o"), "--format", "onnx"]
+    with pytest.raises(SystemExit):
+        evaluate.export([*onnx, "--ctc_weight_decode", "1"])
+    assert "ranks a beam of a recogniser" in capsys.readouterr().err
+    (run / sweep.FILE).write_text('{"chosen": {"ctc_weight_decode": 0.5, "beam": 1}}')
+    evaluate.export([*onnx, "--swept"])
     assert (tmp_path / "o" / "recognizer.json").exists()
+
+
+def test_a_beam_is_there_to_be_ranked(run, tmp_path):
+    """Ten hypotheses unless told, and a sweep of one has nothing to rank."""
+    call(run, "--split", "valid", "--ctc_weight_decode", 0.5)
+    assert figures(run)["valid_ctc_weight_decode=0.5"]["beam"] == 10
+    evaluate.export([str(run), str(tmp_path / "x"), "--ctc_weight_decode", "0.5"])
+    assert CIFRecognizer.from_folder(tmp_path / "x").searcher.beam_size == 10
+    one = "--tail_threshold 0.4 --ctc_weight_decode"
+    call(run, "--sweep", "--beam", 1, *one.split(), 0.2, 0.5)
+    assert len(json.loads((run / sweep.FILE).read_text())["table"]) == 2
+    with pytest.raises(ValueError, match="beem_size"):
+        CIFRecognizer.from_run(run, {"beem_size": 4})

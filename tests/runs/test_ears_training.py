@@ -97,7 +97,7 @@ def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path
     brain, hparams = load_run(computed / "run", settings)
     manifests = {"train": corpus[1]}
     extract("build", corpus, tmp_path, ears)
-    with pytest.raises(ValueError, match=r"24 missing, .*--speeds '\[90,100,115\]'"):
+    with pytest.raises(ValueError, match=r"24 of 24 are .*--speeds '\[90,100,115\]'"):
         open_cache(hparams, manifests)
     speeds = ["--speeds", "[90, 100, 115]"]
     extract("build", corpus, tmp_path, ears, *speeds, "--overwrite", "True")

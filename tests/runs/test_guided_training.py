@@ -144,6 +144,9 @@ def test_on_ears_at_three_speeds(corpus, signals, tmp_path):
 
 
 def test_what_it_is_not_for(learnt, arguments, tmp_path):
+    words = [str(learnt), "--split", "valid", "--tail_threshold", "0.3"]
+    with pytest.raises(SystemExit, match="counts the spikes of CTC"):
+        evaluate.main(evaluate.parse_arguments(words))
     with pytest.raises(ValueError, match="not for a GuidedCIF"):
         export_onnx(learnt, tmp_path / "onnx")
     done = train(arguments(tmp_path, ctc_weight=0), check=False)
