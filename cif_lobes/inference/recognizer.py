@@ -260,11 +260,11 @@ class CIFRecognizer(Opened):
         decode = self.tokenizer.decode
         text, names = decode(ids), [decode([token]) for token in ids]
         spans = token_spans(names, boundaries[: len(ids) + 1], self.clock)
-        # The last encoder frame may reach beyond the end of the audio.
+        # Encoder frames may reach beyond the audio, the first as well as the last.
         end = len(window.signal) / self.sample_rate
 
         def when(time):
-            time = true_time(min(time, end), window.lost, self.sample_rate)
+            time = true_time(min(max(time, 0.0), end), window.lost, self.sample_rate)
             return window.start + time
 
         tokens = [

@@ -250,6 +250,14 @@ def babbler(tmp_path_factory):
     )
 
 
+def test_no_time_before_the_recording(babbler, monkeypatch):
+    """Where the first frame's centre is less than half a frame behind its begin."""
+    monkeypatch.setattr(babbler, "_may_be_speech", lambda signal: True)
+    monkeypatch.setattr(babbler, "clock", babbler.clock._replace(start=-0.01))
+    (found,) = babbler.transcribe([torch.randn(2 * RATE)])
+    assert found.tokens[0].start == 0.0 < found.tokens[0].end
+
+
 def test_words_of_pieces(babbler, monkeypatch):
     """A word lasts as long as its pieces and is as probable as all of them."""
     monkeypatch.setattr(babbler, "_may_be_speech", lambda signal: True)
