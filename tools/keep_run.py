@@ -49,6 +49,9 @@ def main(arguments):
         raise SystemExit(f"{run} has no {missing[0]}: it is no run, or has just begun")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     record["commands"] = [renamed(c, arguments.rename) for c in record["commands"]]
+    for figures in record.get("results", {}).values():
+        paths = {k: v for k, v in figures.items() if isinstance(v, str) and "/" in v}
+        figures |= {k: renamed(v, arguments.rename) for k, v in paths.items()}
     kept.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1) + "\n"
     (kept / "run.json").write_text(text, encoding="utf-8")

@@ -156,13 +156,24 @@ def links(runs):
     return " ".join(f"[{r['seed']}]({r['folder'].as_posix()}/README.md)" for r in runs)
 
 
+# How sets were decoded, as their names have it.
+IN_WORDS = {
+    "swept": "chosen on dev",
+    "error_unit": "unit",
+    "ctc_weight_decode": "ranked by CTC x",
+    "rescore_weight": "ranked by a language model x",
+    "rescore=": "",
+}
+
+
 def ways(runs):
     """Sets of a row by the way in which they were decoded, in words."""
     found = {}
     for name in common_sets(runs):
-        _, *settings = name.split("_")
-        words = ", ".join(settings).replace("=", " ").replace("error, unit", "unit")
-        words = words.replace("swept", "chosen on dev")
+        plain = name
+        for setting, words in IN_WORDS.items():
+            plain = plain.replace(f"_{setting}", f"_{words}")
+        words = ", ".join(plain.split("_")[1:]).replace("=", " ")
         found.setdefault(f"; {words}" if words else "", []).append(name)
     return found
 
