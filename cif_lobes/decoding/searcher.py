@@ -198,15 +198,15 @@ class BeamSearcher(torch.nn.Module):
 
     def _reset_scorer(self, vectors, lengths, encoded, x_lengths):
         """Memory of the scorers before the first step."""
-        of_ctc = self.ranker or (self.scorer and self.scorer.weights["ctc"])
-        if of_ctc and encoded is None:
+        of_ctc = self.scorer and self.scorer.weights["ctc"]
+        if (of_ctc or self.ranker) and encoded is None:
             raise ValueError(
                 "a CTCScorer or CTCRanker reads encoder frames, but the search was given "
                 "CIF vectors only: call searcher(vectors, lengths, encoded, x_lengths)"
             )
         if self.scorer is None:
             return None
-        if encoded is None:
+        if not of_ctc:
             # The other scorers ask these for the batch size at most.
             encoded, x_lengths = vectors, lengths
         return self.scorer.reset_scorer_mem(encoded, x_lengths)
