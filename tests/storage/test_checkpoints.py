@@ -7,6 +7,7 @@ import pathlib
 import random
 import resource
 import signal
+import sys
 import time
 
 import pytest
@@ -32,7 +33,17 @@ def save_for_ever(folder):
 
 
 def test_a_kill_at_any_moment_leaves_whole_checkpoints_only(tmp_path):
-    """SIGKILL at 100 random moments of saving and deleting, in one folder."""
+    """SIGKILL at 100 random moments of saving and deleting, in one folder.
+
+    In a process of its own: tests before this one leave threads, and a child that is forked
+    beside them can wait for their locks for ever, so that nothing is ever saved.
+    """
+    call = "import test_checkpoints as t; t.kill_at_any_moment(t.pathlib.Path(sys.argv[1]))"
+    run_python(["-c", f"import sys; sys.path[:] = {sys.path}; {call}", tmp_path])
+
+
+def kill_at_any_moment(tmp_path):
+    """What that test does."""
     random.seed(0)
     fork, seen, leftovers = multiprocessing.get_context("fork"), [], 0
     for _ in range(100):
