@@ -101,7 +101,14 @@ class SpeechStates(TeacherStates):
 
     def count_samples(self, utterance):
         """Samples of `read`, from the file's header if that can be trusted."""
-        return _count_samples(utterance, self.hparams["sample_rate"])
+        rate, info = self.hparams["sample_rate"], soundfile.info(utterance.wav)
+        if info.format not in EXACT:
+            return len(read_utterance(utterance, rate))
+        count = info.frames
+        if utterance.offset is not None:
+            count -= round(utterance.offset * info.samplerate)
+            count = min(count, round(utterance.duration * info.samplerate))
+        return -(-count * rate // info.samplerate)  # as resampling rounds
 
     def check(self, cache):
         """A cache may have more layers than are asked for; all are computed again."""
@@ -184,14 +191,3 @@ def _check(cache, teacher, taught, keys):
             f"teacher cache {cache.path}: {'; '.join(problems)}. With the teacher and "
             f"manifests of now, run: {cache.build_command} --overwrite True"
         )
-
-
-def _count_samples(utterance, sample_rate):
-    info = soundfile.info(utterance.wav)
-    if info.format not in EXACT:
-        return len(read_utterance(utterance, sample_rate))
-    count = info.frames
-    if utterance.offset is not None:
-        count -= round(utterance.offset * info.samplerate)
-        count = min(count, round(utterance.duration * info.samplerate))
-    return -(-count * sample_rate // info.samplerate)  # as resampling rounds

@@ -145,9 +145,9 @@ class GuidedCIF(CIF):
 def spike_posteriors(log_probs, targets, x_lengths, target_lengths, blank_index):
     """Where CTC has each of the true tokens.
 
-    Tokens take part by their places, so that one that comes twice in a row is two, and of
-    the derivative of log p(targets) with respect to a score that is added to a token in a
-    frame, which is the probability that the token is there.
+    The derivative of log p(targets) with respect to a score that is added to a token in a
+    frame is the probability that the token is there. Tokens are told apart by their places,
+    so that one that comes twice in a row is two.
 
     Arguments
     ---------
@@ -280,9 +280,8 @@ def segment_edges(first, last, lengths, blanks, x_lengths):
     """
     batch, most = first.shape
     t = torch.arange(blanks.shape[1], device=blanks.device)
-    blanks = blanks.clamp(
-        min=torch.finfo(torch.float32).min
-    )  # above what is not between
+    # Not as unlikely as what is not between.
+    blanks = blanks.clamp(min=torch.finfo(torch.float32).min)
     between = (t > last[:, :-1, None]) & (t <= first[:, 1:, None])
     cuts = torch.where(between, blanks[:, None], -torch.inf).argmax(2)
     edges = F.pad(cuts, (1, 1)) if most else cuts.new_zeros(batch, 1)

@@ -262,8 +262,9 @@ def main(given):
         decoding["ctc_weight_decode"] = chosen["ctc_weight_decode"]
         ranker = CTCRanker.of(hparams, chosen["ctc_weight_decode"])
     if scorer or rescorer or context or ranker or ends or "beam" in chosen:
-        ranked = 10 if rescorer or ranker else 1
-        beam = chosen.get("beam", max(ranked, hparams.get("beam_size", 1)))
+        beam = chosen.get("beam", hparams.get("beam_size", 1))
+        if "beam" not in chosen and beam == 1 and (rescorer or ranker):
+            beam = 10  # one hypothesis is not ranked
         searcher = BeamSearcher(
             hparams["decoder"], beam, scorer, context=context, ranker=ranker, **ends
         )

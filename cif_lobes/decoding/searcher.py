@@ -207,7 +207,7 @@ class BeamSearcher(torch.nn.Module):
         if self.scorer is None:
             return None
         if not of_ctc:
-            # The other scorers ask these for the batch size at most.
+            # Hotwords ask for the fires, language models for the batch size.
             encoded, x_lengths = vectors, lengths
         return self.scorer.reset_scorer_mem(encoded, x_lengths)
 
