@@ -10,7 +10,8 @@ from cif_lobes.commands import evaluate
 from cif_lobes.inference.speech_llm import export_llm_run
 from cif_lobes.inference.stream import StreamingRecognizer
 from cif_lobes.nets.lora import LoRA
-from cif_lobes.nets.speech_llm import SpeechLLM, check_identity
+from cif_lobes.nets.opened_llm import check_identity
+from cif_lobes.nets.speech_llm import SpeechLLM
 from cif_lobes.runs.speech_llm import make_datasets
 
 TITLE = "A language model that writes"

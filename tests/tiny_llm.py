@@ -28,6 +28,9 @@ def make_llm(folder, kind="gpt2", width=32, pieces=tuple(PIECES), seed=1):
             num_attention_heads=2,
             num_key_value_heads=2,
         ),
+        "mamba": transformers.MambaConfig(
+            vocab_size=len(pieces), hidden_size=width, num_hidden_layers=2
+        ),
     }[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

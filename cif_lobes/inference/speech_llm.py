@@ -26,7 +26,7 @@ from cif_lobes.inference.export import (
 from cif_lobes.inference.folders import longest_seconds
 from cif_lobes.inference.transcript import Token, Transcript
 from cif_lobes.nets.lora import SETTINGS as LORA
-from cif_lobes.nets.speech_llm import check_identity, open_llm
+from cif_lobes.nets.opened_llm import check_identity, open_llm
 from cif_lobes.settings.safe_yaml import build, read_settings
 from cif_lobes.storage.atomic_files import new_folder
 from cif_lobes.storage.parameters import FIRING, average_parameters, hash_modules

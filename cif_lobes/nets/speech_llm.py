@@ -7,7 +7,6 @@ trained, then writes the transcript in its own pieces.
 """
 
 import hashlib
-import json
 import pathlib
 from typing import NamedTuple
 
@@ -15,10 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cif_lobes.nets.lora import SETTINGS as LORA
-from cif_lobes.nets.lora import LoRA
 from cif_lobes.storage.parameters import hash_parameters
-from cif_lobes.storage.run_files import LLM_NOTE
 
 SPEECH = "{speech}"  # its place in a prompt
 NO_LOSS = -100
@@ -232,21 +228,24 @@ class SpeechLLM(nn.Module):
         total : int
             Pieces.
         """
+        cache, read = self._read_before(len(texts), embeddings.device)
         rows, targets = [], []
         for speech, text in zip(self._prompts(embeddings, lengths), texts, strict=True):
             ids = torch.tensor([*self.pieces(text), self.end], device=speech.device)
             # The last piece is not read.
-            rows.append(torch.cat([speech, self.embed(ids[:-1])]))
-            silent = ids.new_full((len(speech) - 1,), NO_LOSS)
+            rows.append(torch.cat([speech[read:], self.embed(ids[:-1])]))
+            silent = ids.new_full((len(speech) - read - 1,), NO_LOSS)
             targets.append(torch.cat([silent, ids]))
         total = sum(int((t != NO_LOSS).sum()) for t in targets)
         # Behind a text, where a causal model does not look: no mask is needed.
         rows = pad_sequence(rows, batch_first=True)
         targets = pad_sequence(targets, batch_first=True, padding_value=NO_LOSS)
         # No logits are needed where all rows have their prompt.
-        first = len(self.before) + int(lengths.min()) + len(self.after) - 1
+        first = len(self.before) - read + int(lengths.min()) + len(self.after) - 1
         kept = rows.shape[1] - first
-        logits = self.lm(inputs_embeds=rows, logits_to_keep=kept).logits.float()
+        logits = self.lm(
+            inputs_embeds=rows, logits_to_keep=kept, **cache
+        ).logits.float()
         targets = targets[:, first:]
         loss = nn.functional.cross_entropy(
             logits.transpose(1, 2), targets, ignore_index=NO_LOSS, reduction="sum"
@@ -266,11 +265,9 @@ class SpeechLLM(nn.Module):
         -------
         list of str
         """
-        prompts = self._prompts(embeddings, lengths)
-        return [
-            self.text(self._generate(*one, beam_size)[0])
-            for one in zip(prompts, lengths.tolist(), strict=True)
-        ]
+        prompts = list(self._prompts(embeddings, lengths))
+        beams = self._generate(prompts, lengths.tolist(), beam_size)
+        return [self.text(beam[0]) for beam in beams]
 
     @torch.no_grad()
     def nbest(self, embeddings, lengths, beam_size=1):
@@ -286,34 +283,47 @@ class SpeechLLM(nn.Module):
         list of list of Written
             Of each utterance, the most probable first.
         """
-        prompts = self._prompts(embeddings, lengths)
+        prompts = list(self._prompts(embeddings, lengths))
+        beams = self._generate(prompts, lengths.tolist(), beam_size)
         return [
-            [
-                Written(ids, self._log_probs(speech, ids))
-                for ids in self._generate(speech, length, beam_size)
-            ]
-            for speech, length in zip(prompts, lengths.tolist(), strict=True)
+            [Written(ids, self._log_probs(speech, ids)) for ids in beam]
+            for speech, beam in zip(prompts, beams, strict=True)
         ]
 
+    def _generate(self, prompts, lengths, beam_size):
+        """Ids of each text of the beam behind each prompt [S, H]."""
+        said = [i for i, length in enumerate(lengths) if length]
+        # A beam is a batch already, and what it finds depends on its limit of pieces.
+        batches = [said] if beam_size == 1 and said else [[i] for i in said]
+        # Nothing was said, whatever such a model would make of it.
+        beams = [[[]] for _ in lengths]
+        for batch in batches:
+            limits = [4 * lengths[i] + 8 for i in batch]
+            rows = self._write([prompts[i] for i in batch], max(limits), beam_size)
+            for i, limit, beam in zip(batch, limits, rows, strict=True):
+                # Behind their ends rows are padded, with ends.
+                ends = [(*ids, self.end).index(self.end) + 1 for ids in beam]
+                ends = [min(end, limit) for end in ends]
+                beams[i] = [ids[:end] for ids, end in zip(beam, ends, strict=True)]
+        return beams
+
     @torch.no_grad()
-    def _generate(self, speech, length, beam_size):
-        """Ids of each text of a beam behind a prompt [S, H]; one by one: a batch would be
-        padded on the left, and its rounding differ."""
-        if length == 0:  # nothing was said, whatever such a model would make of it
-            return [[]]
+    def _write(self, prompts, limit, beam_size):
+        """At most `limit` ids of each text of the beam behind each prompt."""
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        places = torch.arange(int(lengths.max()))
+        mask = places >= places.shape[0] - lengths[:, None]
         options = {"length_penalty": 0.0} if beam_size > 1 else {}  # log-probabilities
         rows = self.lm.generate(
-            inputs_embeds=speech[None],
-            attention_mask=torch.ones(1, len(speech), device=speech.device),
-            max_new_tokens=4 * length + 8,
+            inputs_embeds=pad_sequence(prompts, batch_first=True, padding_side="left"),
+            attention_mask=mask.long().to(prompts[0].device),
+            max_new_tokens=limit,
             num_beams=beam_size,
             num_return_sequences=beam_size,
             do_sample=False,
             **options,
         ).tolist()
-        # Behind their ends rows are padded, with ends.
-        ends = [(*ids, self.end).index(self.end) + 1 for ids in rows]
-        return [ids[:end] for ids, end in zip(rows, ends, strict=True)]
+        return [rows[i : i + beam_size] for i in range(0, len(rows), beam_size)]
 
     def _log_probs(self, speech, ids):
         """Log-probability of each id behind a prompt [S, H]."""
@@ -324,6 +334,24 @@ class SpeechLLM(nn.Module):
         logits = self.lm(inputs_embeds=rows, logits_to_keep=len(ids)).logits[0].float()
         return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0].tolist()
 
+    def _read_before(self, batch, device):
+        """Keys and values of what all prompts begin with, read once, and its pieces.
+
+        Its last piece is left, which may have to say the first of a text.
+        """
+        read = len(self.before) - 1
+        if read < 1:
+            return {}, 0
+        before = self.embed(self.before[:read].to(device))[None]
+        said = self.lm(inputs_embeds=before, use_cache=True, logits_to_keep=1)
+        # In transformers 5.0, and what it is called later.
+        name = "cache" if "cache" in said else "past_key_values"
+        parts = getattr(said.get(name), "layers", [None])
+        if not all(hasattr(part, "batch_repeat_interleave") for part in parts):
+            return {}, 0  # a recurrent model, whose state is another
+        said[name].batch_repeat_interleave(batch)
+        return {name: said[name]}, read
+
     def _prompts(self, embeddings, lengths):
         """Prompt with speech [S, H] of each utterance."""
         device = embeddings.device
@@ -333,61 +361,3 @@ class SpeechLLM(nn.Module):
 
     def _split(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def open_llm(settings):
-    """The language model that a yaml describes, and its LoRA.
-
-    Arguments
-    ---------
-    settings : dict
-        llm, prompt, chat, random_llm, seed, and those of `cif_lobes.nets.lora`, which
-        yamls of before have not.
-
-    Returns
-    -------
-    llm : SpeechLLM
-    lora : cif_lobes.nets.lora.LoRA or None
-        None if lora_rank is 0.
-
-    Raises
-    ------
-    ValueError
-        As these.
-    """
-    random = settings["seed"] if settings["random_llm"] else None
-    llm = SpeechLLM(settings["llm"], settings["prompt"], settings["chat"], random)
-    if not settings.get("lora_rank"):
-        return llm, None
-    rank, alpha, targets = (settings[name] for name in LORA)
-    lora = LoRA(llm, rank, alpha, targets)
-    llm.identity["lora"] = [rank, alpha, *targets]
-    return llm, lora
-
-
-def check_identity(folder, now, llm):
-    """See that a language model is still the one that an adapter was trained for.
-
-    Arguments
-    ---------
-    folder : str
-        Run or export, with its note.
-    now : dict
-        The `identity`, and `recognizer`: hash of the weights that fire.
-    llm : str
-        What the model is called in a message.
-
-    Raises
-    ------
-    ValueError
-        Names what differs.
-    """
-    path = pathlib.Path(folder) / LLM_NOTE
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [n for n in {**before, **now} if before.get(n) != now.get(n)]
-    if changed:
-        raise ValueError(
-            f"{folder}: its adapter was trained with {' and '.join(changed)} other than "
-            f"those of the language model {llm} and of the recogniser, as {LLM_NOTE} has "
-            "them. Give the same ones; to train with others, another --output_folder"
-        )

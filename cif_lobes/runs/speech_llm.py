@@ -7,7 +7,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.nets.ears import PretrainedEars
-from cif_lobes.nets.speech_llm import check_identity, open_llm
+from cif_lobes.nets.opened_llm import check_identity, open_llm
 from cif_lobes.runs.ears import open_cache
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.stages import assemble, finish, fit, start

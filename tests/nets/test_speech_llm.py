@@ -50,9 +50,61 @@ def test_alone_as_in_a_batch(llm):
     ]
     assert loss.item() == pytest.approx(sum(x[0].item() for x in alone), rel=1e-5)
     assert total == sum(x[2] for x in alone) == 5 + 1 + 4
-    written = llm.transcribe(speech, lengths)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_is_written_alone_is_written_in_a_batch(llm, size):
+    """Prompts of many lengths, texts that end early, late and never."""
+    torch.manual_seed(0)
+    speech, lengths = 3 * torch.randn(12, 11, 32), torch.arange(12)
+    written = llm.nbest(speech, lengths, size)
+    endless = 0
     for i, n in enumerate(lengths.tolist()):
-        assert llm.transcribe(speech[i : i + 1, :n], lengths[i : i + 1]) == [written[i]]
+        alone = llm.nbest(speech[i : i + 1, :n], lengths[i : i + 1], size)
+        assert [w.ids for w in alone[0]] == [w.ids for w in written[i]]
+        endless += any(len(w.ids) == 4 * n + 8 for w in alone[0])
+    assert endless < 12 and (endless or size > 1)  # of a beam short ones win
+    assert len({tuple(beam[0].ids) for beam in written}) > 4
+
+
+def test_what_all_prompts_begin_with_is_read_once(llm):
+    """Its keys and values are those of reading it in every row, gradients too."""
+    torch.manual_seed(0)
+    case = torch.tensor([4, 0, 2]), ["ab", "c", ""]
+    found = []
+    for read_before in (llm._read_before, lambda batch, device: ({}, 0)):
+        speech = torch.linspace(-1, 1, 3 * 4 * 32).view(3, 4, 32).requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(llm, "_read_before", read_before)
+            loss, correct, _ = llm(speech, *case)
+        loss.backward()
+        found.append((loss.detach(), correct, speech.grad))
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-6)
+    assert found[0][1] == found[1][1]
+    assert torch.allclose(found[0][2], found[1][2], rtol=1e-4, atol=1e-6)
+
+
+def test_a_recurrent_model_reads_all_in_every_row(tmp_path):
+    """Its state is not keys and values."""
+    folder = make_llm(tmp_path, "mamba")
+    llm = SpeechLLM(folder, PROMPT)
+    torch.manual_seed(0)
+    speech, lengths, texts = torch.randn(2, 3, 32), torch.tensor([3, 1]), ["ab", "c"]
+    loss, *_ = llm(speech, lengths, texts)
+    alone = [
+        llm(speech[i : i + 1], lengths[i : i + 1], texts[i : i + 1]) for i in (0, 1)
+    ]
+    assert loss.item() == pytest.approx(sum(x[0].item() for x in alone), rel=1e-5)
+
+
+def test_a_prompt_of_nothing_but_speech(tmp_path):
+    """Its one piece before has to say the first of a text that was not spoken."""
+    llm = SpeechLLM(make_llm(tmp_path), "{speech}")
+    assert len(llm.before) == 1 and len(llm.after) == 0
+    loss, _, total = llm(torch.zeros(1, 0, 32), torch.tensor([0]), ["a"])
+    logits = llm.lm(torch.tensor([[1, 3]])).logits[0].log_softmax(-1)
+    assert total == 2
+    assert -loss.item() == pytest.approx((logits[0, 3] + logits[1, 2]).item(), rel=1e-5)
 
 
 def test_what_is_written_has_the_probability_of_the_loss(llm):
