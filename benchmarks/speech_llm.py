@@ -22,7 +22,10 @@ from cif_lobes.nets.speech_llm import SpeechLLM
 
 SIZES = {
     "batch": (6, "utterances"),
-    "vectors": (15, "of each; a text has as many pieces, and limit is 4 times it and 8"),
+    "vectors": (
+        15,
+        "of each; a text has as many pieces, and limit is 4 times it and 8",
+    ),
     "before": (
         44,
         "pieces that prompts begin with: SmolLM2's template with a sentence",

@@ -115,9 +115,14 @@ def make_datasets(hparams, manifests, open_heard=open_cache):
             f"ears_cache is set, and {hparams['recognizer']} has no pretrained ears: "
             "--ears_cache null"
         )
+    speeds = {"train": hparams.get("speeds", ())}
     return {
         name: make_dataset(
-            path, hparams["tokenizer"], hparams["sample_rate"], None, heard
+            path,
+            hparams["tokenizer"],
+            hparams["sample_rate"],
+            ears_cache=heard,
+            speeds=speeds.get(name, ()),
         )
         for name, path in manifests.items()
     }

@@ -47,41 +47,41 @@ class RecognizerBrain(TrainingBrain):
 
         Moves the batch to the device; `Lengths` of its other items are asked for before.
         """
-        if hasattr(batch, "heard"):
-            return self._encode_heard(batch, stage)
-        samples = Lengths.of(batch.signal, self.device)
-        waves = batch.to(self.device, non_blocking=True).signal.data
-        training = stage == sb.Stage.TRAIN
-        if training and self.option("speed_perturb"):
-            before = waves.shape[1]
-            waves = self.hparams.speed_perturb(waves)
-            change = waves.shape[1] / before
-            samples = samples.map(lambda n: (n.double() * change).round().long())
-        if training and self.option("insert_silence"):
-            waves, added = self.hparams.insert_silence(waves, samples.on_device)
-            samples = samples.map(lambda n: n + added)
-        if training and self.option("random_gain"):
-            waves = self.hparams.random_gain(waves)
+        x, lengths = self.listen(batch, stage)
+        training, heard = stage == sb.Stage.TRAIN, hasattr(batch, "heard")
+        if training and not heard and self.option("insert_silence"):
+            x, added = self.hparams.insert_silence(x, lengths.on_device)
+            lengths = lengths.map(lambda n: n + added)
+        if training and not heard and self.option("random_gain"):
+            x = self.hparams.random_gain(x)
         self._wake_ears()
-        x, x_lengths = self.modules.features(waves, samples.on_device)
+        x, x_lengths = self.modules.features(x, lengths.on_device)
         if training and self.option("augment"):
             x = self.hparams.augment(x, x_lengths)
         x, x_lengths = self.modules.encoder(x, x_lengths)
-        return x, Lengths(self.output_lengths(samples.on_host), x_lengths)
-
-    def _encode_heard(self, batch, stage):
-        """`encode` of what pretrained ears have heard before."""
-        name, perturb = "heard", self.option("speed_perturb")
-        if stage == sb.Stage.TRAIN and perturb and perturb.speeds != [100]:
-            name = at_speed(name, perturb.draw())
-        heard = Lengths.of(getattr(batch, name), self.device)
-        states = getattr(batch.to(self.device, non_blocking=True), name).data
-        x, x_lengths = self.modules.features(states, heard.on_device)
-        if stage == sb.Stage.TRAIN and self.option("augment"):
-            x = self.hparams.augment(x, x_lengths)
-        x, x_lengths = self.modules.encoder(x, x_lengths)
-        frames = self.hparams.features.pooled_lengths(heard.on_host)
+        if not heard:
+            return x, Lengths(self.output_lengths(lengths.on_host), x_lengths)
+        frames = self.hparams.features.pooled_lengths(lengths.on_host)
         return x, Lengths(self.hparams.encoder.output_lengths(frames), x_lengths)
+
+    def listen(self, batch, stage):
+        """Waveforms [B, samples] of a batch, in training at a speed that is drawn.
+
+        Or what pretrained ears have heard of them before, [B, T, L, H]; and `Lengths`.
+        Moves the batch to the device.
+        """
+        perturb = self.option("speed_perturb") if stage == sb.Stage.TRAIN else None
+        name = "heard" if hasattr(batch, "heard") else "signal"
+        if name == "heard" and perturb and perturb.speeds != [100]:
+            name = at_speed(name, perturb.draw())
+        lengths = Lengths.of(getattr(batch, name), self.device)
+        x = getattr(batch.to(self.device, non_blocking=True), name).data
+        if name == "signal" and perturb:
+            before = x.shape[1]
+            x = perturb(x)
+            change = x.shape[1] / before
+            lengths = lengths.map(lambda n: (n.double() * change).round().long())
+        return x, lengths
 
     def _wake_ears(self):
         """Layers of pretrained ears that are trained learn from an update on."""

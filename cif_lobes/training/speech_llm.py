@@ -40,17 +40,15 @@ class SpeechLLMBrain(RecognizerBrain):
         self.recognizer = recognizer
         self.llm = llm.to(self.device)
 
-    def fire(self, batch):
+    def fire(self, batch, stage):
         """CIF vectors [B, U, D] and their number [B], from the audio alone."""
-        batch = batch.to(self.device, non_blocking=True)
-        # What pretrained ears have heard before, or what they are to hear.
-        x, relative = batch.heard if hasattr(batch, "heard") else batch.signal
-        fired = self.recognizer(x, (relative * x.shape[1]).round().long())
+        x, lengths = self.listen(batch, stage)
+        fired = self.recognizer(x, lengths.on_device)
         return fired.embeddings, fired.lengths
 
     def compute_forward(self, batch, stage):
         """Read the vectors, then the transcript; see `Predictions`."""
-        vectors, lengths = self.fire(batch)
+        vectors, lengths = self.fire(batch, stage)
         embeddings = self.modules.adapter(vectors, lengths)
         lengths = lengths.cpu()
         read = getattr(self.modules, "lora", self.llm)

@@ -4,10 +4,13 @@ import json
 import shutil
 
 import pytest
+import speechbrain as sb
 import torch
 from conftest import ROOT, epochs, last_checkpoint
 from programs import interrupt, run_python
+from speechbrain.dataio.batch import PaddedBatch
 from tiny_llm import PIECES, make_llm
+from tiny_llm_run import make_llm_run
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,28 @@ def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
     done = run([*resumed, "--lora_rank", "3"], check=False)
     assert done.returncode == 1 and "trained with lora other than" in done.stderr
     assert epochs(tmp_path / "a/run")[-1] == epochs(tmp_path / "b/run")[-1]
+
+
+def test_speeds_are_drawn_in_training_alone(corpus, tmp_path, trained, llm):
+    """What is fired is of the recording at that speed; a cache may have it, too."""
+    brain = make_llm_run(tmp_path / "run", trained, llm, corpus, speeds=[50])
+    waves = torch.randn(2, 16000)
+    waves[1, 8000:] = 0.0
+    lengths = torch.tensor([1.0, 0.5])
+    rows = [
+        {"id": str(i), "signal": waves[i, : int(16000 * n)]}
+        for i, n in enumerate(lengths)
+    ]
+    found = {}
+    for stage in (sb.Stage.TRAIN, sb.Stage.VALID):
+        found[stage] = brain.listen(PaddedBatch(rows), stage)
+    slow, asis = found[sb.Stage.TRAIN], found[sb.Stage.VALID]
+    assert slow[0].shape == (2, 32000) and slow[1].on_host.tolist() == [32000, 16000]
+    assert torch.equal(asis[0], waves) and asis[1].on_host.tolist() == [16000, 8000]
+    vectors, number = brain.fire(PaddedBatch(rows), sb.Stage.TRAIN)
+    expected = brain.recognizer(slow[0], slow[1].on_device)
+    assert torch.equal(number, expected.lengths)
+    assert torch.equal(vectors, expected.embeddings)
 
 
 def test_widths_that_do_not_fit(corpus, tmp_path, trained, llm):
