@@ -31,6 +31,9 @@ def make_llm(folder, kind="gpt2", width=32, pieces=tuple(PIECES), seed=1):
         "mamba": transformers.MambaConfig(
             vocab_size=len(pieces), hidden_size=width, num_hidden_layers=2
         ),
+        "rwkv": transformers.RwkvConfig(
+            vocab_size=len(pieces), hidden_size=width, num_hidden_layers=2
+        ),
     }[kind]
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -13,6 +13,7 @@ swept.json, which --swept uses.
 
 import argparse
 import os
+import pathlib
 import sys
 
 from cif_lobes.inference.command import add_hotwords
@@ -122,7 +123,7 @@ def read_sets(given, hparams):
     manifests = manifest_paths(hparams)
     del manifests["train"]
     if given.csv:
-        manifests = {"csv": given.csv}
+        manifests = {f"csv_{pathlib.Path(given.csv).stem}": given.csv}
     splits = ["valid"] if given.sweep else given.split or list(manifests)
     unknown = set(splits) - manifests.keys()
     if unknown:

@@ -84,7 +84,7 @@ def load_model(source, kinds, name):
     FileNotFoundError
         If source looks like a path and is no folder.
     ValueError
-        If it is another kind of model, or weights are missing.
+        If it is another kind of model, weights are missing, or it cannot be had.
     """
     # Here: recognisers without such ears start without transformers.
     import transformers
@@ -98,7 +98,18 @@ def load_model(source, kinds, name):
         raise FileNotFoundError(
             f"{name} folder {source} does not exist: correct --{name}"
         )
-    config = transformers.AutoConfig.from_pretrained(source, local_files_only=is_folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            source, local_files_only=is_folder
+        )
+    except OSError as error:
+        where = (
+            "folder lacks" if is_folder else "no such folder, and the hub has not given"
+        )
+        raise ValueError(
+            f"{name} {source}: {where} its config.json. Correct --{name}, or give a folder "
+            f"({str(error).splitlines()[0]})"
+        ) from None
     _check_kind(config, kinds, f"{name} {source}", name)
     alone = config.architectures == [WhisperEncoder.__name__]  # as `save` leaves it
     cls = WhisperEncoder if alone else transformers.AutoModel

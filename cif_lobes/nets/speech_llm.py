@@ -117,6 +117,9 @@ class SpeechLLM(nn.Module):
     ----------
     width : int
         Of an embedding.
+    memory : str or None
+        What the model calls its keys and values; None if it remembers anything else, and
+        is asked row by row.
     identity : dict
         What an adapter has been trained for: prompt, width, hashes of the tokenizer and
         of the weights.
@@ -182,6 +185,7 @@ class SpeechLLM(nn.Module):
         self.after = torch.tensor(self._split(after), dtype=torch.long)
         self.embed = self.lm.get_input_embeddings()
         self.width = self.embed.embedding_dim
+        self.memory = self._find_memory()
         tokenizer = self.tokenizer.backend_tokenizer.to_str()
         self.identity = {
             "prompt": text,
@@ -294,7 +298,8 @@ class SpeechLLM(nn.Module):
         """Ids of each text of the beam behind each prompt [S, H]."""
         said = [i for i, length in enumerate(lengths) if length]
         # A beam is a batch already, and what it finds depends on its limit of pieces.
-        batches = [said] if beam_size == 1 and said else [[i] for i in said]
+        together = beam_size == 1 and self.memory is not None and said
+        batches = [said] if together else [[i] for i in said]
         # Nothing was said, whatever such a model would make of it.
         beams = [[[]] for _ in lengths]
         for batch in batches:
@@ -334,23 +339,38 @@ class SpeechLLM(nn.Module):
         logits = self.lm(inputs_embeds=rows, logits_to_keep=len(ids)).logits[0].float()
         return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0].tolist()
 
+    @torch.no_grad()
+    def _find_memory(self):
+        """What the model calls its keys and values, if they are all that it remembers.
+
+        They can be repeated for a batch, and padding be masked; of a recurrent model's state
+        neither is known.
+        """
+        from transformers import cache_utils
+
+        one = self.embed(torch.tensor([[self.end]]))
+        said = self.lm(inputs_embeds=one, use_cache=True)
+        # In transformers 5.0, and what it is called later.
+        name = "cache" if "cache" in said else "past_key_values"
+        cache = said.get(name)
+        known = cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer
+        if type(cache) is not cache_utils.DynamicCache:
+            return None
+        return name if all(type(layer) in known for layer in cache.layers) else None
+
     def _read_before(self, batch, device):
         """Keys and values of what all prompts begin with, read once, and its pieces.
 
         Its last piece is left, which may have to say the first of a text.
         """
         read = len(self.before) - 1
-        if read < 1:
+        if read < 1 or self.memory is None:
             return {}, 0
         before = self.embed(self.before[:read].to(device))[None]
         said = self.lm(inputs_embeds=before, use_cache=True, logits_to_keep=1)
-        # In transformers 5.0, and what it is called later.
-        name = "cache" if "cache" in said else "past_key_values"
-        parts = getattr(said.get(name), "layers", [None])
-        if not all(hasattr(part, "batch_repeat_interleave") for part in parts):
-            return {}, 0  # a recurrent model, whose state is another
-        said[name].batch_repeat_interleave(batch)
-        return {name: said[name]}, read
+        cache = said[self.memory]
+        cache.batch_repeat_interleave(batch)
+        return {self.memory: cache}, read
 
     def _prompts(self, embeddings, lengths):
         """Prompt with speech [S, H] of each utterance."""

@@ -111,7 +111,7 @@ def load_settings(hparams_file, run_opts, overrides):
     if "student_run" in hparams and not run_opts.get("test_only"):
         hparams["features"].load_run(hparams["student_run"])
     sb.create_experiment_directory(hparams["output_folder"])
-    run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
+    hparams["overrides"] = overrides
     hparams["dry_run"] = run_opts.get("dry_run", False)
     if not hparams["dry_run"]:
         note_ears(hparams)
@@ -254,8 +254,11 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     parameters = sum(p.numel() for p in hparams["model"].parameters())
     if isinstance(hparams.get("features"), PretrainedEars):
         parameters += hparams["features"].frozen_parameters()
-    # Scoring alone changes nothing of what is known about the training.
-    if not (brain.test_only and hparams["record"].path.exists()):
+    # Only now: a start that is refused leaves a run as it was. And scoring alone changes
+    # nothing of what is known about the training.
+    if not (hparams["record"].path.exists() and (brain.test_only or _is_done(hparams))):
+        overrides = hparams["overrides"]
+        run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
         hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)
     has_begun()
     try:
@@ -271,6 +274,21 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
         exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")
     except (DiskFull, FloatingPointError, UnusableAudio) as error:
         exit_to_resume(f"stopped: {error}")
+
+
+def _is_done(hparams):
+    """Whether there is no epoch left to train; says so."""
+    limit = hparams["epoch_counter"].limit
+    checkpoints = hparams["checkpointer"].list_checkpoints()
+    done = max((c.meta.get("epoch", 0) for c in checkpoints), default=0)
+    if done < limit:
+        return False
+    logger.warning(
+        f"{hparams['output_folder']}: {done} of {limit} epochs are done, nothing is "
+        "trained, and its settings stay as they were. To go on, raise --number_of_epochs; "
+        "to train with others, give another --output_folder"
+    )
+    return True
 
 
 def manifest_paths(hparams):

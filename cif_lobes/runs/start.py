@@ -13,6 +13,11 @@ from speechbrain.utils.distributed import if_main_process
 from cif_lobes.settings.program import this_command
 from cif_lobes.storage.checkpoints import SafeCheckpointer
 
+REJECTED = pathlib.Path("save/rejected.csv")
+
+# Arguments of modules that are free to change while a run goes on, as are dropouts.
+NOT_THE_NETWORK = ("tail_threshold",)
+
 _new = {}  # folders that were not there, and the parents that were not, either
 
 
@@ -36,7 +41,8 @@ def read_plain(hparams_file, overrides):
 def watch_folder(folder):
     """Take a folder that is not there yet away at exit, unless `has_begun` by then.
 
-    A mistake in the settings or in the data leaves no results that are none.
+    A mistake in the settings or in the data leaves no results that are none; it leaves the
+    list of recordings that cannot be used, if that is what was wrong.
 
     Arguments
     ---------
@@ -44,7 +50,9 @@ def watch_folder(folder):
         Output folder of a run.
     """
     folder = pathlib.Path(folder).absolute()
-    if if_main_process() and not folder.exists():
+    there = [path for path in folder.rglob("*") if path.is_file()]
+    is_new = not folder.exists() or there == [folder / REJECTED]
+    if if_main_process() and is_new:
         atexit.register(_remove, folder)
         _new[folder] = [p for p in folder.parents if not p.exists()]
 
@@ -86,21 +94,54 @@ def check_network(folder, modules, settings):
         for name in sorted(there.keys() | here.keys())
         if name.split(".")[0] in shared and _shape(there, name) != _shape(here, name)
     ]
-    if not unlike:
-        return
     with open(folder / "hyperparams.yaml", encoding="utf-8") as file:
         before = YAML().load(file)
-    changed = [
-        f"{key} is {before[key]} there and {value} here"
-        for key, value in settings.items()
-        if isinstance(value, (int, list)) and before.get(key, value) != value
-    ]
-    first = f"{unlike[0]} is {_shape(there, unlike[0])} there and "
-    first += f"{_shape(here, unlike[0])} here"
+    changed = {
+        _told(path, *values, before, settings)
+        for name in modules
+        for path, *values in _differences(before.get(name), settings.get(name), name)
+    }
+    if not unlike and not changed:
+        return
+    if not changed:
+        first = unlike[0]
+        shapes = _shape(there, first), _shape(here, first)
+        changed = {_told(first, *shapes, before, settings)}
+    changed = "; ".join(sorted(changed))
     raise ValueError(
-        f"{folder} holds a run of another network: {'; '.join(changed) or first}. Go on "
-        "with its own settings, or train into another --output_folder"
+        f"{folder} holds a run of another network: {changed}. Go on with its own settings, "
+        "or train into another --output_folder"
     )
+
+
+def _differences(before, now, path):
+    """Arguments of a module of a yaml whose values are not the same.
+
+    What changes nothing of the trained network may differ; what only one of them has is a
+    newer version's.
+
+    Yields
+    ------
+    path : str
+    there, here
+        Values.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() & now.keys()):
+            if "dropout" not in key and key not in NOT_THE_NETWORK:
+                yield from _differences(before[key], now[key], f"{path}.{key}")
+    elif isinstance(before, (bool, int, float, list)) and before != now:
+        yield path, before, now
+
+
+def _told(path, there, here, before, settings):
+    """A difference, by the names of the settings that it comes from if they are found."""
+    names = [
+        name
+        for name, value in settings.items()
+        if type(value) is type(here) and value == here and before.get(name) == there
+    ]
+    return f"{' and '.join(names) or path} is {there} there and {here} here"
 
 
 def exit_to_resume(message):
@@ -114,7 +155,13 @@ def _shape(parameters, name):
 
 def _remove(folder):
     if folder in _new:
+        rejected = folder / REJECTED
+        listed = rejected.read_bytes() if rejected.exists() else b""
         shutil.rmtree(folder, ignore_errors=True)
+        if len(listed.splitlines()) > 1:
+            rejected.parent.mkdir(parents=True)
+            rejected.write_bytes(listed)
+            return
         for parent in _new.pop(folder):
             if any(parent.iterdir()):
                 break

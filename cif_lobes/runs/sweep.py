@@ -137,7 +137,7 @@ def _count_errors(brain, hparams, dataset, searchers, thresholds):
     brain.modules.eval()
     batches = brain.make_dataloader(dataset, sb.Stage.TEST, **options)
     for batch in tqdm(batches, disable=None):
-        error = gather_unusable(batch.unusable, learning=False)
+        error = gather_unusable(getattr(batch, "unusable", []), learning=False)
         if error:
             raise error
         encoded, (_, x_lengths) = brain.encode(batch, sb.Stage.TEST)

@@ -84,17 +84,22 @@ def test_what_all_prompts_begin_with_is_read_once(llm):
     assert torch.allclose(found[0][2], found[1][2], rtol=1e-4, atol=1e-6)
 
 
-def test_a_recurrent_model_reads_all_in_every_row(tmp_path):
-    """Its state is not keys and values."""
-    folder = make_llm(tmp_path, "mamba")
-    llm = SpeechLLM(folder, PROMPT)
+@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
+def test_a_recurrent_model_is_asked_row_by_row(tmp_path, kind):
+    """Its state is not keys and values; RWKV reads padding as well."""
+    llm = SpeechLLM(make_llm(tmp_path, kind), "aabbc{speech}b")
+    assert llm.memory is None
     torch.manual_seed(0)
-    speech, lengths, texts = torch.randn(2, 3, 32), torch.tensor([3, 1]), ["ab", "c"]
+    speech, lengths = torch.randn(6, 9, 32), torch.tensor([9, 1, 4, 0, 7, 2])
+    texts = ["ab", "c", "", "a", "dd", "b"]
     loss, *_ = llm(speech, lengths, texts)
-    alone = [
-        llm(speech[i : i + 1], lengths[i : i + 1], texts[i : i + 1]) for i in (0, 1)
-    ]
-    assert loss.item() == pytest.approx(sum(x[0].item() for x in alone), rel=1e-5)
+    written = llm.transcribe(speech, lengths)
+    alone = 0.0
+    for i, n in enumerate(lengths.tolist()):
+        one = speech[i : i + 1, :n], lengths[i : i + 1]
+        alone += llm(*one, texts[i : i + 1])[0].item()
+        assert llm.transcribe(*one) == [written[i]]
+    assert loss.item() == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_prompt_of_nothing_but_speech(tmp_path):

@@ -79,7 +79,9 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
         epochs(f / "run")[-1]["valid"]["loss"] for f in (tmp_path, computed)
     )
     assert ours == pytest.approx(theirs, rel=0.1)  # masks are drawn anew
-    # Scored from the cache, too, and without it when it is gone.
+    # Scored and swept from the cache, too, and without it when it is gone.
+    sweep = ["evaluate.py", str(tmp_path / "run"), "--sweep", "--beam", "1"]
+    assert "tail_threshold" in run_python(sweep).stdout
     command = ["evaluate.py", str(tmp_path / "run"), "--split", "valid"]
     scores = []
     for gone in (False, True):

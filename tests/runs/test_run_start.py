@@ -1,5 +1,6 @@
 """A start that fails leaves nothing; a run goes on with its own network only."""
 
+import json
 import shutil
 
 import pytest
@@ -40,6 +41,9 @@ def run(tmp_path):
         ({"vocab_size": 9}, "vocab_size is 8 there and 9 here"),
         ({"d_model": 64}, "d_model is 32 there and 64 here"),
         ({"encoder_layers": 1}, "encoder_layers is 2 there and 1 here"),
+        # These change no parameter's shape.
+        ({"threshold": 0.9}, "threshold is 1.0 there and 0.9 here"),
+        ({"nhead": 4}, "nhead is 2 there and 4 here"),
     ],
 )
 def test_another_network_is_told_by_its_settings(run, changes, told):
@@ -51,7 +55,7 @@ def test_another_network_is_told_by_its_settings(run, changes, told):
 
 
 def test_the_same_network_goes_on(run, tmp_path):
-    hparams, settings, _ = load(run, lr=0.1, number_of_epochs=9)
+    hparams, settings, _ = load(run, lr=0.1, number_of_epochs=9, dropout=0.3)
     check_network(run, hparams["modules"], settings)
     head = hparams["modules"].pop("ctc_head")
     check_network(run, hparams["modules"], settings)
@@ -84,6 +88,42 @@ def test_a_folder_that_was_there_stays(tmp_path, corpus):
     done = train(arguments, check=False)
     assert done.returncode == 1
     assert (tmp_path / "run/mine.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_used_is_still_listed(tmp_path, corpus):
+    """Nothing else is left, and the next start takes the folder for a new one."""
+    lines = corpus[0].read_text().splitlines()
+    broken = tmp_path / "broken.csv"
+    broken.write_text(
+        "\n".join([*lines, *(f"lost{i},1.0,no.wav,s,a" for i in range(9))])
+    )
+    arguments = tiny_arguments(corpus, tmp_path, train_csv=broken)
+    for _ in range(2):
+        done = train(arguments, check=False)
+        assert done.returncode == 1 and "All are in" in done.stderr
+        left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+        assert left == [tmp_path / "run/save/rejected.csv"]
+        assert left[0].read_text().count("\nlost") == 9
+
+
+@pytest.mark.slow
+def test_a_refused_start_and_one_with_nothing_left_to_train_change_nothing(
+    trained, corpus, tmp_path
+):
+    """What a run says of itself is what it was trained with."""
+    shutil.copytree(trained, tmp_path / "run")
+    kept = [tmp_path / "run/hyperparams.yaml", tmp_path / "run/run.json"]
+    before = [path.read_text() for path in kept]
+    refused = tiny_arguments(corpus, tmp_path, lr=0.5)
+    refused[refused.index("--valid_csv") + 1] = str(tmp_path / "none.csv")
+    assert train(refused, check=False).returncode == 1
+    assert [path.read_text() for path in kept] == before
+    done = train(tiny_arguments(corpus, tmp_path, lr=0.5))
+    assert "nothing is trained" in done.stdout + done.stderr
+    assert kept[0].read_text() == before[0]
+    now, was = json.loads(kept[1].read_text()), json.loads(before[1])
+    del now["results"], was["results"]
+    assert now == was
 
 
 def test_another_vocabulary_leaves_the_run_as_it_was(run, corpus, tmp_path):
