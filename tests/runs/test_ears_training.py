@@ -1,6 +1,7 @@
 """Runs with pretrained ears: from a cache or computed, resumed, exported, begun from one."""
 
 import json
+import shlex
 import shutil
 
 import pytest
@@ -127,6 +128,46 @@ def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path
     for path in ("ears_cache", "speeds"):
         settings[path] = str(settings[path])
     train(arguments(corpus, tmp_path, ears, **settings))
+
+
+def test_the_command_offered_makes_a_cache_that_serves(
+    corpus, ears, computed, tmp_path
+):
+    """Where there is none, and where it has other ears, layers, recordings and speeds."""
+    cache = tmp_path / "my ears.h5"
+    settings = {"ears_cache": str(cache), "speeds": [90, 100]}
+    _, hparams = load_run(computed / "run", settings)
+    manifests = {"train": str(corpus[0]), "valid": str(corpus[1])}
+
+    def offered(error, hparams=hparams, manifests=manifests):
+        with pytest.raises(error) as told:
+            open_cache(hparams, manifests)
+        command = str(told.value).split("Run: python ")[1].partition(", or ")[0]
+        return shlex.split(
+            command.replace("<hparams/extract_ears*.yaml>", str(EXTRACT))
+        )
+
+    absent = offered(FileNotFoundError)
+    of_llm = {k: v for k, v in hparams.items() if k != "ears"}
+    of_llm["recognizer"] = str(computed / "run")
+    assert offered(FileNotFoundError, of_llm) == absent
+    # Scored: what was trained on stays in the cache.
+    assert offered(FileNotFoundError, manifests={"set2": str(corpus[1])}) == absent
+    run_python(absent)
+    assert len(open_cache(hparams, manifests)) == 120
+    other = make_folder("hubert", tmp_path / "other")
+    changes = ["--ears", other, "--ears_layers", "[1]", "--ears_silence_seconds", "0"]
+    changes += ["--manifests", f"[{corpus[1]}]", "--speeds", "[100]"]
+    run_python([*absent, *changes, "--overwrite", "True"])
+    again = offered(ValueError)
+    names = ("ears", "ears_layers", "ears_silence_seconds", "manifests", "speeds")
+    assert all(again.count(f"--{name}") == 3 for name in names)
+    run_python(again)
+    assert open_cache(hparams, manifests).attributes["layer"] == [2, 3]
+    # What is right already is not asked for again.
+    run_python([*absent, "--ears_layers", "[1, 2]", "--overwrite", "True"])
+    again = offered(ValueError)
+    assert again.count("--ears_layers") == 3 and again.count("--ears") == 1
 
 
 def test_no_checkpoint_holds_the_ears(computed):
