@@ -9,7 +9,7 @@ import soundfile
 from tiny_ears import FAMILIES, make_folder
 
 from cif_lobes.cache.build import build
-from cif_lobes.cache.ears import EarsStates, open_ears_cache
+from cif_lobes.cache.ears import EarsStates, check_present, open_ears_cache
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import find_ears
 from cif_lobes.nets.pretrained import load_encoder
@@ -79,14 +79,29 @@ def _cached(folder, change=lambda folder: None, **other):
     with mock.patch("sys.argv", command):
         build(states)
     change(folder)
-    encoder = load_encoder(FAMILIES["whisper"], other.get("silence", 1.0))
-    open_ears_cache(
-        states.hparams["cache"],
-        encoder,
-        other.get("layers", [3]),
-        {"train": str(folder / "a.csv")},
-        other.get("speeds", ()),
-    )
+    settings = _wanted(folder, **other)
+    encoder = load_encoder(FAMILIES["whisper"], settings["ears_silence_seconds"])
+    manifests = {"train": settings["manifests"][0]}
+    open_ears_cache(states.hparams["cache"], encoder, manifests, settings)
+
+
+def _wanted(folder, **changes):
+    """What a run would ask extract_teacher.py for."""
+    return {
+        "ears": "openai/whisper-base",
+        "ears_layers": [3],
+        "ears_silence_seconds": 1.0,
+        "manifests": [str(folder / "a.csv")],
+        "speeds": [100],
+        **changes,
+    }
+
+
+def _absent(folder, *there):
+    """Look for a cache of which there are other files."""
+    for name in there:
+        (folder / name).touch()
+    check_present(folder / "ears.h5", _wanted(folder))
 
 
 def _record_again(folder):
@@ -107,9 +122,11 @@ CASES = {
     "`--ears_cache` with `--ears_trained 4`": _settings(ears_trained=4),
     "pretrained ears with chunk_size": _settings(encoder=SimpleNamespace(chunk_size=8)),
     "40 s of speech for a Whisper": lambda f: build(_states(f, seconds=40.0)),
+    "no ears cache": _absent,
+    "an ears cache that is not finished": lambda f: _absent(f, "ears.h5.partial"),
     "a cache of the same id, recorded again": lambda f: _cached(f, _record_again),
-    "a cache with other silence behind": lambda f: _cached(f, silence=0.3),
+    "a cache with other silence behind": lambda f: _cached(f, ears_silence_seconds=0.3),
     "a cache of other speeds": lambda f: _cached(f, speeds=[90, 100]),
     "a cache without speed 100": lambda f: _states(f, speeds=[90, 110]),
-    "a cache without the layer": lambda f: _cached(f, layers=[2]),
+    "a cache without the layer": lambda f: _cached(f, ears_layers=[2]),
 }

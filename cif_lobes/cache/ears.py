@@ -6,7 +6,10 @@ some other speeds; what else changes waveforms in training is refused together w
 cache (`cif_lobes.runs.ears`).
 """
 
+import json
 import math
+import os
+import shlex
 from typing import NamedTuple
 
 import torch
@@ -114,7 +117,8 @@ class EarsStates(SpeechStates):
 
     def check(self, cache):
         """A cache may have more layers than are asked for; all are computed again."""
-        _check(cache, self.teacher, self.layers, self.keys)
+        also = ["speeds"] if self.perturb else []
+        _check(cache, self.teacher, self.keys, self.hparams, also)
         self.layers = cache.attributes["layer"]
 
     def describe_source(self, made):
@@ -140,7 +144,38 @@ def identity_of(encoder, layers):
     }
 
 
-def open_ears_cache(path, encoder, layers, manifests, speeds=()):
+def check_present(path, settings):
+    """Refuse to go on without a finished cache, before any recording is read.
+
+    Arguments
+    ---------
+    path : str
+    settings : dict
+        As in `open_ears_cache`.
+
+    Raises
+    ------
+    FileNotFoundError
+        With the command that makes it.
+    """
+    if os.path.exists(path):
+        return
+    command = (
+        f"python extract_teacher.py <hparams/extract_ears*.yaml> {_options(settings)} "
+        f"--cache {shlex.quote(str(path))}"
+    )
+    if os.path.exists(f"{path}.partial"):
+        raise FileNotFoundError(
+            f"ears cache {path} is not finished, {path}.partial is there: its build was "
+            "interrupted or still runs. Run its command again, and it goes on where it "
+            f"stopped: {command}, or train with --ears_cache null"
+        )
+    raise FileNotFoundError(
+        f"ears cache {path} does not exist. Run: {command}, or train with --ears_cache null"
+    )
+
+
+def open_ears_cache(path, encoder, manifests, settings):
     """A cache that serves all that a run asks for.
 
     Arguments
@@ -149,12 +184,11 @@ def open_ears_cache(path, encoder, layers, manifests, speeds=()):
         From `extract_teacher.py build`.
     encoder : cif_lobes.nets.speech_encoder.SpeechEncoder
         The ears that the states must be of.
-    layers : list of int
-        Those wanted, in this order.
     manifests : dict of str to str
-        csv files of "train", validation and test.
-    speeds : iterable of float
-        In %, at which "train" is heard as well.
+        csv files of "train", validation and test; "train" is heard at all speeds.
+    settings : dict
+        What extract_teacher.py would be asked for: ears, ears_layers (in this order),
+        ears_silence_seconds, manifests, speeds.
 
     Returns
     -------
@@ -164,30 +198,43 @@ def open_ears_cache(path, encoder, layers, manifests, speeds=()):
     Raises
     ------
     ValueError
-        If it is of other ears, layers or recordings.
+        If it is of other ears, layers, recordings or speeds.
     """
     cache, keys = open_for(path, [*manifests.values()])
-    _check(cache, encoder, layers, keys)
-    _check_speeds(cache, keys, manifests, speeds)
-    cache.use_layers(list(layers))
+    unheard, wanted = _unheard(cache, keys, manifests, settings["speeds"])
+    _check(cache, encoder, keys, settings, ["speeds"] if unheard else [])
+    if unheard:
+        raise ValueError(
+            f"ears cache {cache.path} has not heard {unheard[0]} ({len(unheard):,} of "
+            f"{wanted:,} are missing). Train with --speeds '[100]', or run: "
+            f"{cache.build_command} {_options(settings, ['speeds'])} --overwrite True"
+        )
+    cache.use_layers(list(settings["ears_layers"]))
     return cache
 
 
-def _check_speeds(cache, keys, manifests, speeds):
-    """Refuse a cache that has not heard the training set at some speed."""
+def _unheard(cache, keys, manifests, speeds):
+    """What a cache has not heard of the training set at other speeds, and of how many."""
     wanted = {
         at_speed(u.id, speed): at_speed(keys[u.id], speed)
-        for speed in {*speeds} - {100}
+        for speed in ({*speeds} - {100} if "train" in manifests else ())
         for u in read_manifest(manifests["train"])
     }
-    missing = [name for name, key in wanted.items() if not cache.has(name, key)]
-    if missing:
-        listed = str(sorted({100, *speeds})).replace(" ", "")
-        raise ValueError(
-            f"ears cache {cache.path} has not heard {missing[0]} ({len(missing):,} of "
-            f"{len(wanted):,} are missing). Train with --speeds '[100]', or run: "
-            f"{cache.build_command} --speeds '{listed}' --overwrite True"
-        )
+    return [name for name, key in wanted.items() if not cache.has(name, key)], len(
+        wanted
+    )
+
+
+def _options(settings, names=None):
+    """Settings of a yaml as a command line has them."""
+    words = []
+    for name in settings if names is None else names:
+        value = settings[name]
+        is_text = isinstance(value, str | os.PathLike)
+        # JSON is YAML, too.
+        value = str(value) if is_text else json.dumps(value, separators=(",", ":"))
+        words += [f"--{name}", value]
+    return shlex.join(words)
 
 
 def check_durations(utterances, max_samples, sample_rate):
@@ -215,18 +262,29 @@ def check_durations(utterances, max_samples, sample_rate):
         )
 
 
-def _check(cache, encoder, layers, keys):
-    """Refuse a cache of other ears, layers or recordings."""
-    expected, stored = identity_of(encoder, layers), cache.attributes.get("layer", [])
-    del expected["layer"]  # more than those will do
-    problems = _problems(cache, keys, **expected)
-    missing = sorted({*layers} - {*stored})
-    if missing:
-        problems.append(f"it has layers {stored}, ears_layers names {missing[0]}")
+def _check(cache, encoder, keys, settings, also):
+    """Refuse a cache of other ears, layers or recordings.
+
+    The command that made it would make it again: it is offered with the settings that
+    differ, and those named in `also`.
+    """
+    stored, identity = cache.attributes.get("layer", []), identity_of(encoder, [])
+    lacking = sorted({*settings["ears_layers"]} - {*stored})[:1]
+    silence = {"silence_samples": identity["silence_samples"]}
+    found = {
+        "ears": _problems(cache, {}, ears_weights=identity["ears_weights"]),
+        "ears_silence_seconds": _problems(cache, {}, **silence),
+        "ears_layers": [
+            f"it has layers {stored}, ears_layers names {n}" for n in lacking[:1]
+        ],
+        "manifests": _problems(cache, keys),
+    }
+    problems = [problem for problems in found.values() for problem in problems]
     if problems:
+        names = [*(name for name, problems in found.items() if problems), *also]
         raise ValueError(
-            f"ears cache {cache.path}: {'; '.join(problems)}. With the ears and manifests "
-            f"of now, run: {cache.build_command} --overwrite True"
+            f"ears cache {cache.path}: {'; '.join(problems)}. Run: {cache.build_command} "
+            f"{_options(settings, names)} --overwrite True"
         )
 
 

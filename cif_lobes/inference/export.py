@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from speechbrain.utils.fetching import FetchSource
+from speechbrain.utils.fetching import FetchSource, fetch
 from speechbrain.utils.parameter_transfer import Pretrainer
 
 from cif_lobes.decoding.ctc_ranking import CTC_HEAD, check_head
@@ -34,7 +34,15 @@ from cif_lobes.inference.folders import (
     longest_seconds,
     use_vocabularies,
 )
-from cif_lobes.nets.kept_ears import export_ears, open_ears
+from cif_lobes.nets.ears import PretrainedEars
+from cif_lobes.nets.kept_ears import (
+    FILES,
+    HELD,
+    NOTE,
+    export_ears,
+    open_ears,
+    read_note,
+)
 from cif_lobes.settings.safe_yaml import build, inside, read_settings
 from cif_lobes.storage.atomic_files import new_folder
 from cif_lobes.storage.checkpoints import load_parameters
@@ -107,7 +115,9 @@ ranker: !new:cif_lobes.decoding.ctc_ranking.CTCRanker
 
 
 class ExportPretrainer(Pretrainer):
-    """SpeechBrain's, which looks for every file as .ckpt, but for the parameters."""
+    """SpeechBrain's, which looks for every file as .ckpt, but for parameters and ears."""
+
+    ears_in = None  # folder of the collected note and ears, of pretrained ones
 
     def collect_files(self, default_source=None, **options):
         """Find the files of a folder or hub; see SpeechBrain."""
@@ -116,7 +126,24 @@ class ExportPretrainer(Pretrainer):
         if isinstance(default_source, FetchSource):
             path = FetchSource(default_source.FetchFrom, path)
         self.add_paths({"model": path})
+        if isinstance(self.loadables["model"]["features"], PretrainedEars):
+            self.ears_in = self._collect_ears(default_source, **options)
         return super().collect_files(default_source, **options)
+
+    def _collect_ears(self, source, **options):
+        """Fetch the ears and their note; returns the folder that they are in."""
+        if self.collect_in is not None:
+            (self.collect_in / HELD).mkdir(parents=True, exist_ok=True)
+        folder = fetch(NOTE, source, self.collect_in, **options).parent
+        for name in (read_note(folder) or {}).get("files", FILES):
+            fetch(f"{HELD}/{name}", source, self.collect_in, **options)
+        return folder
+
+    def load_collected(self):
+        """Load the files: first the ears, some of whose layers may be parameters."""
+        if self.ears_in is not None:
+            open_ears(self.loadables["model"]["features"], self.ears_in)
+        super().load_collected()
 
 
 def use_parameters(model, path):

@@ -3,7 +3,7 @@
 <ears_folder>/<hash>/   the encoder, of all runs that hear with it
 <run>/ears.json         which it is: hash, source, folder
 <export>/ears/          the encoder: an export is complete
-<export>/ears.json      its hash
+<export>/ears.json      its hash, and the files of ears/: a hub lists none
 """
 
 import json
@@ -16,6 +16,8 @@ from cif_lobes.settings.safe_yaml import inside
 from cif_lobes.storage.atomic_files import new_folder, write_atomically
 
 NOTE, HELD = "ears.json", "ears"
+# Of an export whose note does not name them.
+FILES = ("config.json", "model.safetensors")
 
 
 def keep_ears(features, source, ears_folder, run):
@@ -102,4 +104,6 @@ def export_ears(run, folder):
     note = read_note(run)
     if note is not None:
         shutil.copytree(find_ears(run), folder / HELD)
-        (folder / NOTE).write_text(json.dumps({"hash": note["hash"]}) + "\n")
+        files = sorted(path.name for path in (folder / HELD).iterdir())
+        exported = {"hash": note["hash"], "files": files}
+        (folder / NOTE).write_text(json.dumps(exported) + "\n")

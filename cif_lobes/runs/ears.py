@@ -6,10 +6,15 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.cache.audio_keys import audio_keys, memory_of
-from cif_lobes.cache.ears import Perturbed, check_durations, open_ears_cache
+from cif_lobes.cache.ears import (
+    Perturbed,
+    check_durations,
+    check_present,
+    open_ears_cache,
+)
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.nets.ears import PretrainedEars
-from cif_lobes.nets.kept_ears import find_ears, keep_ears, read_note
+from cif_lobes.nets.kept_ears import HELD, find_ears, keep_ears, read_note
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +80,8 @@ def open_cache(hparams, manifests):
 
     Raises
     ------
+    FileNotFoundError
+        If there is none.
     ValueError
         If the cache is another's, or an utterance is too long for the ears.
     """
@@ -91,15 +98,30 @@ def open_cache(hparams, manifests):
     path = hparams.get("ears_cache")
     if path is None:
         return None
+    settings = _to_extract(hparams, manifests)
+    check_present(path, settings)
     # Remembered, so that the others need not read the recordings as well.
     run_on_main(audio_keys, args=[utterances, memory_of(path)])
-    return open_ears_cache(
-        path,
-        features.encoder,
-        features.layers,
-        manifests,
-        speeds,
-    )
+    return open_ears_cache(path, features.encoder, manifests, settings)
+
+
+def _to_extract(hparams, manifests):
+    """What extract_teacher.py is to be asked for, so that its cache serves a run."""
+    features, ears = hparams["features"], hparams.get("ears")
+    if ears is None:  # those of the recogniser of a train_llm.py
+        folder = pathlib.Path(hparams["recognizer"])
+        ears = (read_note(folder) or {}).get("source", str(folder / HELD))
+    if "train" not in manifests:  # scored: what was trained on is kept in the cache
+        own = hparams["train_csv"], hparams["valid_csv"], *hparams["test_csv"]
+    else:
+        own = ()
+    return {
+        "ears": ears,
+        "ears_layers": features.layers,
+        "ears_silence_seconds": features.silence_seconds,
+        "manifests": list(dict.fromkeys(map(str, [*own, *manifests.values()]))),
+        "speeds": sorted({100, *hparams.get("speeds", [])}),
+    }
 
 
 def open_cache_if_it_serves(hparams, manifests):

@@ -8,7 +8,13 @@ from tiny_ears import FAMILIES
 from tiny_hubert import in_batch, make_signals
 
 from cif_lobes.nets.ears import PretrainedEars
-from cif_lobes.nets.kept_ears import export_ears, find_ears, keep_ears, open_ears
+from cif_lobes.nets.kept_ears import (
+    export_ears,
+    find_ears,
+    keep_ears,
+    open_ears,
+    read_note,
+)
 
 
 def make_ears(source, layers=(3,), width=32, **options):
@@ -130,6 +136,7 @@ def test_kept_once_and_found_again(pretrained, tmp_path):
     export_ears(tmp_path / "1", exported)
     shutil.rmtree(store)
     assert find_ears(exported).parent == exported
+    assert read_note(exported)["files"] == ["config.json", "model.safetensors"]
     with pytest.raises(
         FileNotFoundError, match=r"its ears, .*wavlm with weights .* are"
     ):

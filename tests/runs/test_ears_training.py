@@ -1,14 +1,17 @@
 """Runs with pretrained ears: from a cache or computed, resumed, exported, begun from one."""
 
 import json
+import shlex
 import shutil
 
 import pytest
 import torch
-from conftest import ROOT, epochs, last_checkpoint, stop_after, train
+from conftest import ROOT, epochs, last_checkpoint, pad, stop_after, train
 from programs import run_python
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.inference.ASR import EncoderDecoderASR
+from speechbrain.utils.fetching import FetchFrom, FetchSource
 from tiny_ears import ears_arguments, make_folder
 
 from cif_lobes.data.batches import make_dataset
@@ -129,6 +132,46 @@ def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path
     train(arguments(corpus, tmp_path, ears, **settings))
 
 
+def test_the_command_offered_makes_a_cache_that_serves(
+    corpus, ears, computed, tmp_path
+):
+    """Where there is none, and where it has other ears, layers, recordings and speeds."""
+    cache = tmp_path / "my ears.h5"
+    settings = {"ears_cache": str(cache), "speeds": [90, 100]}
+    _, hparams = load_run(computed / "run", settings)
+    manifests = {"train": str(corpus[0]), "valid": str(corpus[1])}
+
+    def offered(error, hparams=hparams, manifests=manifests):
+        with pytest.raises(error) as told:
+            open_cache(hparams, manifests)
+        command = str(told.value).split("Run: python ")[1].partition(", or ")[0]
+        return shlex.split(
+            command.replace("<hparams/extract_ears*.yaml>", str(EXTRACT))
+        )
+
+    absent = offered(FileNotFoundError)
+    of_llm = {k: v for k, v in hparams.items() if k != "ears"}
+    of_llm["recognizer"] = str(computed / "run")
+    assert offered(FileNotFoundError, of_llm) == absent
+    # Scored: what was trained on stays in the cache.
+    assert offered(FileNotFoundError, manifests={"set2": str(corpus[1])}) == absent
+    run_python(absent)
+    assert len(open_cache(hparams, manifests)) == 120
+    other = make_folder("hubert", tmp_path / "other")
+    changes = ["--ears", other, "--ears_layers", "[1]", "--ears_silence_seconds", "0"]
+    changes += ["--manifests", f"[{corpus[1]}]", "--speeds", "[100]"]
+    run_python([*absent, *changes, "--overwrite", "True"])
+    again = offered(ValueError)
+    names = ("ears", "ears_layers", "ears_silence_seconds", "manifests", "speeds")
+    assert all(again.count(f"--{name}") == 3 for name in names)
+    run_python(again)
+    assert open_cache(hparams, manifests).attributes["layer"] == [2, 3]
+    # What is right already is not asked for again.
+    run_python([*absent, "--ears_layers", "[1, 2]", "--overwrite", "True"])
+    again = offered(ValueError)
+    assert again.count("--ears_layers") == 3 and again.count("--ears") == 1
+
+
 def test_no_checkpoint_holds_the_ears(computed):
     saved = last_checkpoint(computed / "run")
     assert sorted(n for n in saved if n.startswith("features.")) == [
@@ -166,6 +209,48 @@ def test_it_recognises_and_is_exported(computed, tmp_path, signals):
         shutil.move(tmp_path / "away", computed / "kept")
 
 
+def as_by_speechbrain(source, signals, **options):
+    """Texts of waveforms by SpeechBrain's own interface."""
+    asr = EncoderDecoderASR.from_hparams(source=str(source), **options)
+    return asr.transcribe_batch(*pad(signals))[0]
+
+
+def test_speechbrain_transcribes_an_export_with_ears(
+    computed, tmp_path, signals, monkeypatch
+):
+    """From a folder and the hub, through links in savedir, and without a list of files."""
+    exported = tmp_path / "exported"
+    export_run(computed / "run", exported)
+    wanted = [t.text for t in CIFRecognizer.from_export(exported).transcribe(signals)]
+    assert len({*wanted}) > 1  # or nothing has been shown
+    monkeypatch.chdir(tmp_path)
+    for source in exported, "exported", FetchSource(FetchFrom.LOCAL, str(exported)):
+        asr = EncoderDecoderASR.from_hparams(source=source)
+        assert asr.transcribe_batch(*pad(signals))[0] == wanted
+    saved = tmp_path / "saved" / "here"
+    assert as_by_speechbrain(exported, signals, savedir=str(saved)) == wanted
+    assert (saved / "ears/model.safetensors").is_symlink()
+    calls = []
+
+    def download(repo_id, filename, **_):
+        calls.append(filename)
+        return str(exported / filename)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert as_by_speechbrain("them/model", signals) == wanted
+    saved = str(tmp_path / "of_the_hub")
+    assert as_by_speechbrain("them/model", signals, savedir=saved) == wanted
+    assert {"ears.json", "ears/config.json", "ears/model.safetensors"} < {*calls}
+    note = json.loads((exported / "ears.json").read_text())
+    del note["files"]  # as exports were before
+    (exported / "ears.json").write_text(json.dumps(note))
+    assert as_by_speechbrain("them/model", signals) == wanted
+    note["hash"] = "00"
+    (exported / "ears.json").write_text(json.dumps(note))
+    with pytest.raises(FileNotFoundError, match="ears has others, with weights"):
+        as_by_speechbrain(exported, signals)
+
+
 def test_evaluating_and_other_ears(corpus, ears, computed, tmp_path):
     run_python(["evaluate.py", computed / "run", "--split", "valid"])
     other = make_folder("wav2vec2", tmp_path / "other")
@@ -173,7 +258,7 @@ def test_evaluating_and_other_ears(corpus, ears, computed, tmp_path):
     assert done.returncode and "is a run with the ears" in done.stderr
 
 
-def test_trained_layers_resume_as_if_uninterrupted(corpus, ears, tmp_path):
+def test_trained_layers_resume_as_if_uninterrupted(corpus, ears, signals, tmp_path):
     """Two epochs at once equal one and one; before their update they do not move."""
     changes = {"ears_trained": 1, "ears_trained_from": 6, "ears_lr": 1e-3}
     whole, split = tmp_path / "whole", tmp_path / "split"
@@ -190,10 +275,10 @@ def test_trained_layers_resume_as_if_uninterrupted(corpus, ears, tmp_path):
     assert torch.equal(kept.state_dict()["top.0.fc1.weight"], first), "moved too early"
     # What was trained is in the export, and heard.
     export_run(whole / "run", tmp_path / "exported")
-    wave = torch.randn(16000)
-    (a,) = CIFRecognizer.from_run(whole / "run").transcribe([wave])
-    (b,) = CIFRecognizer.from_export(tmp_path / "exported").transcribe([wave])
-    assert a == b
+    a = CIFRecognizer.from_run(whole / "run").transcribe(signals)
+    assert CIFRecognizer.from_export(tmp_path / "exported").transcribe(signals) == a
+    texts = as_by_speechbrain(tmp_path / "exported", signals)
+    assert texts == [t.text for t in a]
 
 
 def test_frozen_ears_begin_a_run_that_trains_them(corpus, ears, computed, tmp_path):
