@@ -127,7 +127,7 @@ class GuidedCIF(CIF):
             first, last, lengths = greedy_spikes(seen, x_lengths, self.blank_index)
         else:
             lengths = target_lengths.to(x.device)
-            true = targets, x_lengths, lengths, self.blank_index
+            true = targets.to(x.device), x_lengths, lengths, self.blank_index
             first = last = forced_spikes(seen, *true)
         blanks = seen[:, :, self.blank_index]
         edges = segment_edges(first, last, lengths, blanks, x_lengths)

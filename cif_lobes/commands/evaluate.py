@@ -46,7 +46,8 @@ def parse_arguments(argv):
         "--beam",
         type=count,
         nargs="+",
-        help="hypotheses kept; 1: greedy (default: beam_size of the run's yaml, or 1)",
+        help="hypotheses kept; 1: greedy (default: beam_size of the run's yaml, or 1; 10 if "
+        "that is 1 and hypotheses are ranked again)",
     )
     weight = option_type(0.2, "0 for none")
     add(
