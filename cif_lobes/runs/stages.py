@@ -32,8 +32,10 @@ from cif_lobes.runs.start import (
     check_network,
     exit_to_resume,
     has_begun,
+    leave,
     read_plain,
     watch_folder,
+    watch_manifests,
 )
 from cif_lobes.storage.atomic_files import DiskFull
 from cif_lobes.storage.lock import lock_run, release_runs
@@ -105,6 +107,7 @@ def load_settings(hparams_file, run_opts, overrides):
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     lock_run(hparams["output_folder"])
+    run_on_main(watch_manifests, args=[hparams["output_folder"]])
     load_ears(hparams)
     check_network(hparams["output_folder"], hparams["modules"], settings)
     # Only here: later on, checkpoints bring the parameters of the frozen student along.
@@ -137,6 +140,7 @@ def finish():
         # Without destructors: now and then a gloo thread that is still running at exit
         # makes C++ abort a process whose work is done.
         torch.distributed.barrier()
+        leave()
         release_runs()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -254,13 +258,15 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     parameters = sum(p.numel() for p in hparams["model"].parameters())
     if isinstance(hparams.get("features"), PretrainedEars):
         parameters += hparams["features"].frozen_parameters()
-    # Only now: a start that is refused leaves a run as it was. And scoring alone changes
-    # nothing of what is known about the training.
-    if not (hparams["record"].path.exists() and (brain.test_only or _is_done(hparams))):
-        overrides = hparams["overrides"]
-        run_on_main(keep_settings, args=[hparams, hparams_file, overrides])
-        hparams["record"].start(hparams_file, hparams["seed"], parameters, brain.device)
-    has_begun()
+    # Only now: a start that is refused, or has nothing to train, leaves a run as it was.
+    if brain.test_only or not _is_done(hparams):
+        run_on_main(keep_settings, args=[hparams, hparams_file, hparams["overrides"]])
+        # Scoring alone changes nothing of what is known about the training.
+        if not (brain.test_only and hparams["record"].path.exists()):
+            hparams["record"].start(
+                hparams_file, hparams["seed"], parameters, brain.device
+            )
+        has_begun()
     try:
         brain.fit(
             hparams["epoch_counter"],

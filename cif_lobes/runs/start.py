@@ -1,6 +1,7 @@
 """How a run begins, and how it ends before its time."""
 
 import atexit
+import os
 import pathlib
 import shutil
 import sys
@@ -18,6 +19,9 @@ REJECTED = pathlib.Path("save/rejected.csv")
 # Arguments of modules that are free to change while a run goes on, as are dropouts.
 NOT_THE_NETWORK = ("tail_threshold",)
 
+ASIDE = ".before"  # in save/
+
+_asides = []
 _new = {}  # folders that were not there, and the parents that were not, either
 
 
@@ -57,9 +61,45 @@ def watch_folder(folder):
         _new[folder] = [p for p in folder.parents if not p.exists()]
 
 
+def watch_manifests(folder):
+    """Put the manifests of a run that is there back at exit, unless `has_begun` by then.
+
+    They are written before all is known to be right, and the run is scored on them.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a run, which no other process uses.
+    """
+    save = pathlib.Path(folder).absolute() / "save"
+    aside = save / ASIDE
+    _put_back(aside)  # of a start that was killed
+    files = [path for path in save.glob("*") if path.is_file()]
+    if not if_main_process() or not files:
+        return
+    aside.mkdir()
+    for path in files:
+        if path.name != REJECTED.name:
+            # A manifest is replaced, never changed: a link keeps what it was.
+            try:
+                os.link(path, aside / path.name)
+            except OSError:  # a file system without
+                shutil.copy2(path, aside / path.name)
+    _asides.append(aside)
+    atexit.register(leave)
+
+
 def has_begun():
     """Training begins: what has been made stays."""
     _new.clear()
+    while _asides:
+        shutil.rmtree(_asides.pop())
+
+
+def leave():
+    """What happens at exit: call it before an end that skips that."""
+    while _asides:
+        _put_back(_asides.pop())
 
 
 def check_network(folder, modules, settings):
@@ -151,6 +191,13 @@ def exit_to_resume(message):
 
 def _shape(parameters, name):
     return list(parameters[name].shape) if name in parameters else "none"
+
+
+def _put_back(aside):
+    if aside.exists() and if_main_process():
+        for path in aside.iterdir():
+            path.replace(aside.parent / path.name)
+        aside.rmdir()
 
 
 def _remove(folder):

@@ -112,15 +112,29 @@ def test_a_refused_start_and_one_with_nothing_left_to_train_change_nothing(
 ):
     """What a run says of itself is what it was trained with."""
     shutil.copytree(trained, tmp_path / "run")
+    save = tmp_path / "run/save"
     kept = [tmp_path / "run/hyperparams.yaml", tmp_path / "run/run.json"]
+    kept += [path for path in save.iterdir() if path.suffix in (".csv", ".txt")]
     before = [path.read_text() for path in kept]
-    refused = tiny_arguments(corpus, tmp_path, lr=0.5)
-    refused[refused.index("--valid_csv") + 1] = str(tmp_path / "none.csv")
-    assert train(refused, check=False).returncode == 1
+    # Other texts: the manifests are written before the vocabulary is seen to be another.
+    shutil.copytree(corpus[0].parent, tmp_path / "other")
+    others = [tmp_path / "other" / path.name for path in corpus]
+    for path in others:
+        head, *rows = path.read_text().splitlines()
+        assert head.endswith(",wrd")
+        path.write_text("\n".join([head, *(row + "甲" for row in rows)]) + "\n")
+    refused = tiny_arguments(others, tmp_path, lr=0.5, manifest_folder=tmp_path / "new")
+    done = train(refused, check=False)
+    assert done.returncode == 1 and "is not the vocabulary" in done.stderr
     assert [path.read_text() for path in kept] == before
+    assert not (save / ".before").exists()
+    # As a start that was killed leaves it.
+    (save / ".before").mkdir()
+    for path in kept[2:]:
+        path.rename(save / ".before" / path.name)
     done = train(tiny_arguments(corpus, tmp_path, lr=0.5))
     assert "nothing is trained" in done.stdout + done.stderr
-    assert kept[0].read_text() == before[0]
+    assert [path.read_text() for path in kept[:1] + kept[2:]] == before[:1] + before[2:]
     now, was = json.loads(kept[1].read_text()), json.loads(before[1])
     del now["results"], was["results"]
     assert now == was

@@ -164,7 +164,13 @@ def test_a_training_on_a_full_disk_ends_with_one_message(tmp_path, monkeypatch):
     record = types.SimpleNamespace(start=lambda *_: None, path=tmp_path / "run.json")
     hparams = {"record": record, "seed": 1, "model": types.SimpleNamespace()}
     hparams["model"].parameters = list
-    hparams |= {"epoch_counter": [], "save_folder": tmp_path}
+    hparams |= {
+        "epoch_counter": types.SimpleNamespace(limit=1),
+        "save_folder": tmp_path,
+    }
+    hparams |= {"checkpointer": types.SimpleNamespace(list_checkpoints=list)}
+    hparams["overrides"] = ""
+    monkeypatch.setattr(stages, "keep_settings", lambda *_: None)
 
     def fit(*_, **__):
         raise DiskFull("no room to write in here")
