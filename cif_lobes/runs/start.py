@@ -197,6 +197,8 @@ def _put_back(aside):
     if aside.exists() and if_main_process():
         for path in aside.iterdir():
             path.replace(aside.parent / path.name)
+            # What has not been replaced is the same file, of which both names stay.
+            path.unlink(missing_ok=True)
         aside.rmdir()
 
 

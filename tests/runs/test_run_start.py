@@ -128,6 +128,11 @@ def test_a_refused_start_and_one_with_nothing_left_to_train_change_nothing(
     assert done.returncode == 1 and "is not the vocabulary" in done.stderr
     assert [path.read_text() for path in kept] == before
     assert not (save / ".before").exists()
+    # Refused before anything has been written.
+    refused = tiny_arguments(corpus, tmp_path, test_csv=f"[{tmp_path}/none.csv]")
+    assert "none.csv" in train(refused, check=False).stderr
+    assert [path.read_text() for path in kept] == before
+    assert not (save / ".before").exists()
     # As a start that was killed leaves it.
     (save / ".before").mkdir()
     for path in kept[2:]:
