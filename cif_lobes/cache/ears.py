@@ -220,9 +220,8 @@ def _unheard(cache, keys, manifests, speeds):
         for speed in ({*speeds} - {100} if "train" in manifests else ())
         for u in read_manifest(manifests["train"])
     }
-    return [name for name, key in wanted.items() if not cache.has(name, key)], len(
-        wanted
-    )
+    unheard = [name for name, key in wanted.items() if not cache.has(name, key)]
+    return unheard, len(wanted)
 
 
 def _options(settings, names=None):
@@ -269,7 +268,7 @@ def _check(cache, encoder, keys, settings, also):
     differ, and those named in `also`.
     """
     stored, identity = cache.attributes.get("layer", []), identity_of(encoder, [])
-    lacking = sorted({*settings["ears_layers"]} - {*stored})[:1]
+    lacking = sorted({*settings["ears_layers"]} - {*stored})
     silence = {"silence_samples": identity["silence_samples"]}
     found = {
         "ears": _problems(cache, {}, ears_weights=identity["ears_weights"]),

@@ -69,13 +69,13 @@ def watch_manifests(folder):
     Arguments
     ---------
     folder : str
-        Output folder of a run, which no other process uses.
+        Output folder of a run, which no other process uses: call it by the main one.
     """
     save = pathlib.Path(folder).absolute() / "save"
     aside = save / ASIDE
     _put_back(aside)  # of a start that was killed
     files = [path for path in save.glob("*") if path.is_file()]
-    if not if_main_process() or not files:
+    if not files:
         return
     aside.mkdir()
     for path in files:
@@ -194,7 +194,7 @@ def _shape(parameters, name):
 
 
 def _put_back(aside):
-    if aside.exists() and if_main_process():
+    if aside.exists():
         for path in aside.iterdir():
             path.replace(aside.parent / path.name)
             # What has not been replaced is the same file, of which both names stay.
