@@ -136,6 +136,8 @@ class ExportPretrainer(Pretrainer):
             (self.collect_in / HELD).mkdir(parents=True, exist_ok=True)
         folder = fetch(NOTE, source, self.collect_in, **options).parent
         for name in (read_note(folder) or {}).get("files", FILES):
+            # A note of a hub is not trusted with folders of this machine.
+            name = pathlib.PurePath(str(name)).name
             fetch(f"{HELD}/{name}", source, self.collect_in, **options)
         return folder
 
