@@ -21,9 +21,9 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.runs import cif, ctc_attention, fithubert
 from cif_lobes.settings.yaml_settings import yaml_settings
-from cif_lobes.teachers.speech import SpeechTeacher
 from cif_lobes.training.distillation import add_losses
 from cif_lobes.training.ledger import Ledger
 
@@ -39,7 +39,7 @@ def make_brain(path, precision, folder):
     if "distillation" in hparams:
         add_losses(hparams, (WIDTH,), torch.zeros(WIDTH))
     if "student" in hparams["modules"]:
-        teacher = SpeechTeacher({"model_type": "hubert"})
+        teacher = load_encoder({"model_type": "hubert"})
         return fithubert.make_brain(hparams, options, teacher)
     run = cif if "cif" in hparams["modules"] else ctc_attention
     return run.make_brain(hparams, options)

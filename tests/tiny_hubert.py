@@ -9,7 +9,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn.utils.rnn import pad_sequence
 
 from cif_lobes.nets.fithubert import FitHuBERT, HintedStudent
-from cif_lobes.teachers.speech import SpeechTeacher
+from cif_lobes.nets.pretrained import load_encoder
 
 TEACHER = {
     "model_type": "hubert",
@@ -62,7 +62,7 @@ modules:
 def make_hubert(folder):
     """Save a teacher as deep as HuBERT-base."""
     settings = {**TEACHER, "num_hidden_layers": 12, "hidden_size": 16}
-    SpeechTeacher(settings).encoder.save_pretrained(folder)
+    load_encoder(settings).encoder.save_pretrained(folder)
 
 
 def make_signals(lengths=LENGTHS):
@@ -81,10 +81,10 @@ def in_batch(signals, extra=0):
 
 
 def plain_teacher(**changes):
-    """The teacher as transformers runs it, with the same weights as SpeechTeacher's."""
+    """The teacher as transformers runs it, with the same weights as load_encoder's."""
     settings = {k: v for k, v in TEACHER.items() if k != "model_type"} | changes
     model = transformers.HubertModel(transformers.HubertConfig(**settings))
-    model.load_state_dict(SpeechTeacher(TEACHER).encoder.state_dict())
+    model.load_state_dict(load_encoder(TEACHER).encoder.state_dict())
     return model.eval()
 
 

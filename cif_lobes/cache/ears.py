@@ -18,8 +18,6 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from cif_lobes.cache.speech_states import SpeechStates, open_for
 from cif_lobes.data.batches import at_speed
 from cif_lobes.data.manifest import Utterance, read_manifest
-from cif_lobes.nets.pretrained import load_encoder
-from cif_lobes.nets.speech_encoder import WhisperEars
 
 
 class Perturbed(NamedTuple):
@@ -51,11 +49,11 @@ class EarsStates(SpeechStates):
     Raises
     ------
     ValueError
-        If 100 is none of the speeds, or a recording is too long for the ears.
+        If 100 is none of the speeds.
     """
 
     tolerance = 0.02  # of a state's length: bfloat16 moves it by 0.4 %
-    setting = "ears_layers"
+    setting, name = "ears_layers", "ears"
 
     def __init__(self, hparams):
         super().__init__(hparams)
@@ -98,22 +96,9 @@ class EarsStates(SpeechStates):
         count = count * (resample.new_freq // common) / (resample.orig_freq // common)
         return int(torch.ceil(torch.as_tensor(count)))  # in float32, as torchaudio does
 
-    def load(self):
-        """Read the encoder; refuse layers that it does not have, and long utterances."""
-        hparams, layers = self.hparams, self.layers
-        encoder = load_encoder(hparams["ears"], hparams["ears_silence_seconds"])
-        self.teacher = encoder
-        outside = [n for n in layers if not 1 <= n <= encoder.num_layers]
-        if outside:
-            raise ValueError(
-                f"ears_layers: {outside[0]} is none of the ears', 1 to "
-                f"{encoder.num_layers}"
-            )
-        utterances = self.utterances.values()
-        check_durations(utterances, encoder.max_samples, hparams["sample_rate"])
-        self.shape = (len(layers), encoder.width)
-        self.identity = {**identity_of(encoder, layers), "dtype": hparams["dtype"]}
-        self.notes = {"ears": str(hparams["ears"])}
+    def identify(self):
+        """Attributes that decide the states."""
+        return identity_of(self.teacher, self.layers)
 
     def check(self, cache):
         """A cache may have more layers than are asked for; all are computed again."""
@@ -136,11 +121,10 @@ class EarsStates(SpeechStates):
 
 def identity_of(encoder, layers):
     """Attributes that decide the states."""
-    silence = encoder.silence if isinstance(encoder, WhisperEars) else 0
     return {
         "ears_weights": encoder.weights_hash,
         "layer": sorted(layers),
-        "silence_samples": silence,
+        "silence_samples": encoder.silence,
     }
 
 
@@ -234,31 +218,6 @@ def _options(settings, names=None):
         value = str(value) if is_text else json.dumps(value, separators=(",", ":"))
         words += [f"--{name}", value]
     return shlex.join(words)
-
-
-def check_durations(utterances, max_samples, sample_rate):
-    """Refuse utterances that are too long for the ears, before any is heard.
-
-    Arguments
-    ---------
-    utterances : iterable of cif_lobes.data.manifest.Utterance
-    max_samples : int or None
-    sample_rate : int
-        Hz.
-
-    Raises
-    ------
-    ValueError
-        Names the longest.
-    """
-    longest = max(utterances, key=lambda u: u.duration)
-    most = max_samples and max_samples / sample_rate
-    if most and longest.duration > most:
-        raise ValueError(
-            f"utterance {longest.id} of {longest.duration:.1f} s is longer than these "
-            f"ears hear: {most:.1f} s, Whisper's 30 s without ears_silence_seconds. Cut "
-            "it at pauses, or leave it out"
-        )
 
 
 def _check(cache, encoder, keys, settings, also):

@@ -16,7 +16,7 @@ from cif_lobes.cache.build import TeacherStates, count_rows
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
-from cif_lobes.teachers.speech import SpeechTeacher
+from cif_lobes.nets.pretrained import load_encoder
 
 EXACT = (
     "WAV",
@@ -31,10 +31,12 @@ class SpeechStates(TeacherStates):
     Arguments
     ---------
     hparams : dict
-        The loaded yaml: manifests, teacher, layers, sample_rate, batch_seconds, device.
+        The loaded yaml: manifests, teacher, layers, teacher_silence_seconds, sample_rate,
+        batch_seconds, device.
     """
 
     setting = "layers"
+    name = "teacher"  # the setting that names the encoder, and what it is in messages
 
     def __init__(self, hparams):
         super().__init__(hparams)
@@ -47,28 +49,33 @@ class SpeechStates(TeacherStates):
 
     def load(self):
         """Read the encoder; refuse layers that it does not have."""
-        teacher = self.teacher = SpeechTeacher(self.hparams["teacher"])
-        outside = [n for n in self.layers if not 1 <= n <= teacher.num_layers]
+        hparams, name = self.hparams, self.name
+        silence = hparams[f"{name}_silence_seconds"]
+        encoder = self.teacher = load_encoder(hparams[name], silence, name)
+        outside = [n for n in self.layers if not 1 <= n <= encoder.num_layers]
         if outside:
             raise ValueError(
-                f"layers: {outside[0]} is none of the teacher's, 1 to "
-                f"{teacher.num_layers}"
+                f"{self.setting}: {outside[0]} is none of the layers 1 to "
+                f"{encoder.num_layers} of the {name}"
             )
-        self.shape = (len(self.layers), teacher.width)
-        self.identity = {
-            "teacher_weights": teacher.weights_hash,
-            "layers": self.layers,
-            "dtype": self.hparams["dtype"],
-        }
-        self.notes = {"teacher": str(self.hparams["teacher"])}
+        self.shape = (len(self.layers), encoder.width)
+        self.identity = {**self.identify(), "dtype": hparams["dtype"]}
+        self.notes = {name: str(hparams[name])}
+
+    def identify(self):
+        """Attributes that decide the states."""
+        return {**identity_of(self.teacher), "layers": self.layers}
 
     def plan(self, utterance_of):
-        """Utterances, the longest first: frames of each."""
-        count, frames = self.count_samples, self.teacher.output_lengths
+        """Utterances, the longest first: frames of each; refuses those too long."""
+        encoder, rate = self.teacher, self.hparams["sample_rate"]
+        found = {key: u for key, u in self.utterances.items() if key in utterance_of}
+        counts = {key: self.count_samples(u) for key, u in found.items()}
+        seconds = {found[key].id: count / rate for key, count in counts.items()}
+        check_durations(seconds, encoder, rate, self.name)
         return {
-            key: int(frames(torch.tensor(count(utterance))))
-            for key, utterance in self.utterances.items()
-            if key in utterance_of
+            key: int(encoder.output_lengths(torch.tensor(count)))
+            for key, count in counts.items()
         }
 
     def announce(self, rows):
@@ -150,6 +157,41 @@ def open_for(path, manifests):
     return TeacherCache(path), audio_keys(utterances, memory_of(path))
 
 
+def identity_of(teacher):
+    """Attributes of a cache that say whose states it holds."""
+    # Nothing else hears the silence, and caches of before do not name it.
+    silence = {"silence_samples": teacher.silence} if teacher.silence else {}
+    return {"teacher_weights": teacher.weights_hash, **silence}
+
+
+def check_durations(durations, encoder, sample_rate, name):
+    """Refuse utterances that are too long for an encoder, before any is heard.
+
+    Arguments
+    ---------
+    durations : dict of str to float
+        Seconds of each utterance.
+    encoder : cif_lobes.nets.speech_encoder.SpeechEncoder
+    sample_rate : int
+        Hz.
+    name : str
+        What it is to who asks: ears or teacher.
+
+    Raises
+    ------
+    ValueError
+        Names the longest.
+    """
+    most = encoder.max_samples and encoder.max_samples / sample_rate
+    longest = max(durations, key=durations.get, default=None)
+    if most and longest is not None and durations[longest] > most:
+        raise ValueError(
+            f"utterance {longest} of {durations[longest]:.1f} s is too long for the {name}: "
+            f"{most:.1f} s at most, Whisper's 30 s without {name}_silence_seconds. Cut it at "
+            "pauses, or leave it out"
+        )
+
+
 def open_speech_cache(path, teacher, taught, manifests):
     """A cache that serves all that a training asks for.
 
@@ -157,7 +199,7 @@ def open_speech_cache(path, teacher, taught, manifests):
     ---------
     path : str
         From `extract_teacher.py build`.
-    teacher : SpeechTeacher
+    teacher : cif_lobes.nets.speech_encoder.SpeechEncoder
         The one that the states must be of.
     taught : list of int
         Layers that the student learns.
@@ -182,7 +224,7 @@ def open_speech_cache(path, teacher, taught, manifests):
 def _check(cache, teacher, taught, keys):
     """Refuse a cache of other weights, layers or recordings."""
     layers = cache.attributes.get("layers", [])
-    problems = cache.problems(keys, teacher_weights=teacher.weights_hash)
+    problems = cache.problems(keys, **identity_of(teacher))
     missing = sorted(set(taught) - set(layers))
     if missing:
         problems.append(f"it has layers {layers}, layer {missing[0]} is taught as well")

@@ -111,11 +111,6 @@ class PretrainedEars(nn.Module):
         if self.trained:
             self.top = nn.ModuleList(encoder.top_layers(self.trained)).requires_grad_()
 
-    @property
-    def max_samples(self):
-        """Longest utterance in samples, or None."""
-        return self.encoder.max_samples
-
     def frozen_parameters(self):
         """Number of parameters of the encoder that no checkpoint holds."""
         learnt = {id(p) for p in self.parameters()}

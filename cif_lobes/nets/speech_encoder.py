@@ -40,11 +40,13 @@ class SpeechEncoder(nn.Module):
         the first.
     max_samples : int or None
         Longest utterance, if there is one.
+    silence : int
+        Samples of silence behind an utterance that are heard as well.
     weights_hash : str
         Of all weights that a state depends on.
     """
 
-    max_samples = None
+    max_samples, silence = None, 0
 
     def __init__(self, encoder):
         super().__init__()

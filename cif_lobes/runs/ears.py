@@ -6,12 +6,8 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.cache.audio_keys import audio_keys, memory_of
-from cif_lobes.cache.ears import (
-    Perturbed,
-    check_durations,
-    check_present,
-    open_ears_cache,
-)
+from cif_lobes.cache.ears import Perturbed, check_present, open_ears_cache
+from cif_lobes.cache.speech_states import check_durations
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import HELD, find_ears, keep_ears, read_note
@@ -90,11 +86,10 @@ def open_cache(hparams, manifests):
         return None
     utterances = [u for path in manifests.values() for u in read_manifest(path)]
     rate = hparams["sample_rate"]
-    check_durations(utterances, features.max_samples, rate)
     speeds = hparams.get("speeds", [100]) if "train" in manifests else []
     slow = [Perturbed(u, s) for s in speeds for u in read_manifest(manifests["train"])]
-    if slow:
-        check_durations(slow, features.max_samples, rate)
+    durations = {u.id: u.duration for u in [*utterances, *slow]}
+    check_durations(durations, features.encoder, rate, "ears")
     path = hparams.get("ears_cache")
     if path is None:
         return None

@@ -2,17 +2,24 @@
 
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from cif_lobes.cache.speech_states import open_speech_cache
+from cif_lobes.cache.speech_states import check_durations, open_speech_cache
 from cif_lobes.data.batches import dataset_rows, signal_item
+from cif_lobes.data.manifest import read_manifest
+from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.runs.stages import assemble, finish, fit, start
-from cif_lobes.teachers.speech import SpeechTeacher
 from cif_lobes.training.fithubert import FitHuBERTBrain
 
 
 def run(hparams_file, run_opts, overrides, prepare):
     """Prepare the data and distil; see `cif_lobes.runs`. There is nothing to score."""
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
-    teacher, cache = SpeechTeacher(hparams["teacher"]), None
+    teacher = load_encoder(
+        hparams["teacher"], hparams["teacher_silence_seconds"], "teacher"
+    )
+    utterances = (u for path in manifests.values() for u in read_manifest(path))
+    durations = {u.id: u.duration for u in utterances}
+    check_durations(durations, teacher, hparams["sample_rate"], "teacher")
+    cache = None
     brain = make_brain(hparams, run_opts, teacher)
     if hparams["teacher_cache"]:
         taught = [int(layer) for layer in hparams["modules"]["student"].heads]

@@ -34,7 +34,7 @@ class FitHuBERTBrain(TrainingBrain):
 
     Arguments
     ---------
-    teacher : cif_lobes.teachers.speech.SpeechTeacher
+    teacher : cif_lobes.nets.speech_encoder.SpeechEncoder
         Beside `modules`, so it is never trained, switched to train mode or saved.
     **kwargs
         Those of `speechbrain.Brain`; modules has `student`, a `HintedStudent`.
@@ -61,6 +61,9 @@ class FitHuBERTBrain(TrainingBrain):
             teacher = dict(zip(self.hparams.cached_layers, states, strict=True))
         else:
             teacher = dict(enumerate(self.teacher(waves, lengths)[0]))
+        # A Whisper may say one frame more, of samples that fill none of the student's.
+        T = student[max(student)].shape[1]
+        teacher = {n: states[:, :T] for n, states in teacher.items()}
         return Predictions(student, teacher, x_lengths)
 
     def compute_objectives(self, predictions, batch, stage):
@@ -117,7 +120,7 @@ def check_teacher(student, teacher):
     Arguments
     ---------
     student : cif_lobes.nets.fithubert.HintedStudent
-    teacher : cif_lobes.teachers.speech.SpeechTeacher
+    teacher : cif_lobes.nets.speech_encoder.SpeechEncoder
 
     Raises
     ------

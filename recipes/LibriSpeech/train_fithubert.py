@@ -1,4 +1,4 @@
-"""Distil HuBERT or wav2vec 2.0 into a small student, from audio alone.
+"""Distil HuBERT, wav2vec 2.0, WavLM, data2vec or Whisper into a small student, from audio alone.
 
 python recipes/LibriSpeech/train_fithubert.py recipes/LibriSpeech/hparams/fithubert_100h.yaml --data_folder DIR
 """  # noqa: E501

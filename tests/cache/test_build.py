@@ -38,7 +38,7 @@ def settings_of(kind, corpus, folder, seed=1):
         settings |= {"teacher": str(path), "layer": -1, "batch_tokens": 24}
     if kind == "speech":
         settings |= {"teacher": TEACHER | {"intermediate_size": 16 * seed}}
-        settings |= {"layers": [1, 2]}
+        settings |= {"layers": [1, 2], "teacher_silence_seconds": 1.0}
     if kind == "recognisers":
         if not path.exists():
             make_run(corpus, folder, seed)

@@ -17,8 +17,9 @@ from tiny_hubert import TEACHER, distil_arguments, make_student
 from cif_lobes.cache.build import VERBS
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.speech_states import SpeechStates, open_speech_cache
+from cif_lobes.nets.pretrained import load_encoder
+from cif_lobes.nets.speech_encoder import WaveformEncoder
 from cif_lobes.runs.fithubert import make_audio_dataset
-from cif_lobes.teachers.speech import SpeechTeacher
 from cif_lobes.training.fithubert import FitHuBERTBrain
 from cif_lobes.training.ledger import Ledger
 
@@ -36,6 +37,7 @@ def settings(corpus, tmp_path_factory):
     """Those of a cache over the validation tones."""
     return {
         "teacher": TEACHER,
+        "teacher_silence_seconds": 1.0,
         "layers": [3, 1],
         "cache": str(tmp_path_factory.mktemp("cache") / "hubert.h5"),
         "overwrite": False,
@@ -54,7 +56,7 @@ def cache(settings):
 
 
 def test_it_holds_what_the_teacher_says(cache, corpus):
-    teacher = SpeechTeacher(TEACHER)
+    teacher = load_encoder(TEACHER)
     dataset = make_audio_dataset(corpus[1], 16000, cache)
     assert cache.attributes["layers"] == [1, 3]
     for item in dataset:
@@ -111,7 +113,7 @@ def test_verify_computes_a_sample_again(settings, cache, tmp_path, capsys):
 
 def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
     again = {**settings, "cache": str(tmp_path / "again.h5")}
-    forward, calls = SpeechTeacher.forward, []
+    forward, calls = WaveformEncoder.forward, []
 
     def stop_at_the_third(teacher, signal, lengths):
         calls.append(len(lengths))
@@ -119,7 +121,7 @@ def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return forward(teacher, signal, lengths)
 
-    monkeypatch.setattr(SpeechTeacher, "forward", stop_at_the_third)
+    monkeypatch.setattr(WaveformEncoder, "forward", stop_at_the_third)
     with pytest.raises(SystemExit, match="of 12 utterances are kept"):
         build(again)
     build(again)
@@ -130,14 +132,14 @@ def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused(settings, cache, corpus, tmp_path):
-    path, teacher = settings["cache"], SpeechTeacher(TEACHER)
+    path, teacher = settings["cache"], load_encoder(TEACHER)
     open_speech_cache(path, teacher, [1, 3], [corpus[1]])
     with pytest.raises(ValueError, match=r"has layers \[1, 3\], layer 2 is taught"):
         open_speech_cache(path, teacher, [1, 2, 3], [corpus[1]])
     with pytest.raises(ValueError, match="12 of 60 utterances"):
         open_speech_cache(path, teacher, [1, 3], corpus)
     with pytest.raises(ValueError, match="teacher_weights is '.*', expected '.*'"):
-        other = SpeechTeacher({**TEACHER, "intermediate_size": 16})
+        other = load_encoder({**TEACHER, "intermediate_size": 16})
         open_speech_cache(path, other, [1, 3], [corpus[1]])
     # Another recording under the same id, of the same length.
     other = write_corpus(tmp_path, 12, 2)
@@ -147,7 +149,9 @@ def test_what_does_not_fit_is_refused(settings, cache, corpus, tmp_path):
         open_speech_cache(path, teacher, [1, 3], [other])
     with pytest.raises(ValueError, match="is there and is another: layers is"):
         build({**settings, "layers": [2]})
-    with pytest.raises(ValueError, match="4 is none of the teacher's, 1 to 3"):
+    with pytest.raises(
+        ValueError, match="4 is none of the layers 1 to 3 of the teacher"
+    ):
         build({**settings, "layers": [4]})
 
 
@@ -158,7 +162,7 @@ def test_the_loss_is_that_of_the_teacher_on_the_fly(cache, corpus):
     for states in (None, cache):
         dataset = make_audio_dataset(corpus[1], 16000, states)
         brain = FitHuBERTBrain(
-            SpeechTeacher(TEACHER),
+            load_encoder(TEACHER),
             modules={"student": student},
             hparams={"hint_weight": 0.1, "cached_layers": [1, 3]},
             run_opts={"device": "cpu"},

@@ -12,9 +12,9 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from tiny_hubert import TEACHER, distil_arguments, make_student
 
 from cif_lobes.data.batches import train_loader_options
+from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.runs.fithubert import make_audio_dataset, make_brain
 from cif_lobes.storage.checkpoints import SafeCheckpointer
-from cif_lobes.teachers.speech import SpeechTeacher
 from cif_lobes.training.fithubert import FitHuBERTBrain, Predictions
 from cif_lobes.training.ledger import Ledger
 from cif_lobes.training.schedules import RiseAndFall
@@ -101,7 +101,7 @@ def train_tiny(corpus, folder, student, epochs=4):
         "tf32": False,
     }
     options = {"device": "cpu", "noprogressbar": True}
-    brain = make_brain(hparams, options, SpeechTeacher(TEACHER))
+    brain = make_brain(hparams, options, load_encoder(TEACHER))
     loader = train_loader_options(train, 6, 6, 2, "random", 1, 0)
     padded = {"collate_fn": PaddedBatch}
     brain.fit(
@@ -144,7 +144,7 @@ def test_the_learning_rate_rises_and_falls_to_zero(distilled):
 def test_the_teacher_is_never_trained_and_never_saved(distilled):
     brain, folder = distilled
     assert not any(module.training for module in brain.teacher.modules())
-    fresh = SpeechTeacher(TEACHER).state_dict()
+    fresh = load_encoder(TEACHER).state_dict()
     for name, weight in brain.teacher.state_dict().items():
         assert torch.equal(weight, fresh[name]), name
     teachers = {id(p) for p in brain.teacher.parameters()}

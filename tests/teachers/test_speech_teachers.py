@@ -13,14 +13,14 @@ from tiny_hubert import (
     plain_teacher,
 )
 
-from cif_lobes.teachers.speech import SpeechTeacher
+from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.training.fithubert import check_teacher
 
 
 @pytest.mark.parametrize("kind", ["hubert", "wav2vec2"])
 def test_the_teacher_says_what_transformers_says(kind):
     """Without padding, which is where transformers is right."""
-    teacher = SpeechTeacher({**TEACHER, "model_type": kind})
+    teacher = load_encoder({**TEACHER, "model_type": kind})
     settings = teacher.encoder.config.to_dict() | {"layerdrop": 0.0}
     config = transformers.AutoConfig.for_model(**settings)
     plain = transformers.AutoModel.from_config(config).eval()
@@ -38,7 +38,7 @@ def test_trap_padding_moves_the_group_norm():
     """transformers lets an utterance change with its neighbours; our teacher does not."""
     signals = make_signals()
     batch, lengths = in_batch(signals, extra=8000)
-    teacher, plain = SpeechTeacher(TEACHER), plain_teacher()
+    teacher, plain = load_encoder(TEACHER), plain_teacher()
     states, x_lengths = teacher(batch, lengths)
     attended = (torch.arange(batch.shape[1]) < lengths[:, None]).long()
     moved = plain(batch, attended).last_hidden_state
@@ -55,7 +55,7 @@ def test_trap_padding_moves_the_group_norm():
 def test_trap_train_mode():
     """A frozen model among modules is switched to train mode, and then says otherwise."""
     batch, lengths = in_batch(make_signals())
-    teacher = SpeechTeacher(TEACHER)
+    teacher = load_encoder(TEACHER)
     before, _ = teacher(batch, lengths)
     modules = torch.nn.ModuleDict({"teacher": teacher, "plain": plain_teacher()})
     modules.train()
@@ -71,30 +71,30 @@ def test_trap_layer_drop():
     torch.manual_seed(0)
     plain = plain_teacher(mask_time_prob=0.05).train()
     assert len(plain(batch, output_hidden_states=True).hidden_states) < 4
-    teacher = SpeechTeacher(TEACHER)
+    teacher = load_encoder(TEACHER)
     assert teacher.encoder.config.layerdrop == 0
     assert all(len(teacher.train()(batch, lengths)[0]) == 4 for _ in range(5))
 
 
 def test_trap_frames_do_not_match():
     """As many layers, of the right width, but 25 frames a second."""
-    check_teacher(make_student(), SpeechTeacher(TEACHER))
+    check_teacher(make_student(), load_encoder(TEACHER))
     strides = [5, 2, 2, 2, 2, 2, 4]
-    slow = SpeechTeacher({**TEACHER, "conv_stride": strides})
+    slow = load_encoder({**TEACHER, "conv_stride": strides})
     with pytest.raises(ValueError, match="400 samples, every 320, .* 400, every 640"):
         check_teacher(make_student(), slow)
     with pytest.raises(ValueError, match="has 2 layers, the teacher 3"):
-        check_teacher(make_student(num_layers=2), SpeechTeacher(TEACHER))
+        check_teacher(make_student(num_layers=2), load_encoder(TEACHER))
     with pytest.raises(ValueError, match="teacher_width is 16, .* --teacher_width 32"):
-        check_teacher(make_student(teacher_width=16), SpeechTeacher(TEACHER))
+        check_teacher(make_student(teacher_width=16), load_encoder(TEACHER))
 
 
 def test_a_random_teacher_is_always_the_same():
     torch.manual_seed(1)
-    one, drawn = SpeechTeacher(TEACHER), torch.rand(1)
+    one, drawn = load_encoder(TEACHER), torch.rand(1)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), drawn), "it moved the random numbers of the run"
-    other = SpeechTeacher(TEACHER)
+    other = load_encoder(TEACHER)
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, other.state_dict()[name]), name
 
@@ -103,20 +103,18 @@ def test_a_teacher_from_a_folder(tmp_path):
     plain = plain_teacher()
     plain.save_pretrained(tmp_path / "hubert")
     batch, lengths = in_batch(make_signals())
-    states, _ = SpeechTeacher(tmp_path / "hubert")(batch, lengths)
-    expected, _ = SpeechTeacher(TEACHER)(batch, lengths)
+    states, _ = load_encoder(tmp_path / "hubert")(batch, lengths)
+    expected, _ = load_encoder(TEACHER)(batch, lengths)
     torch.testing.assert_close(states[3], expected[3])
 
 
 def test_a_teacher_that_cannot_teach(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist: correct --teacher"):
-        SpeechTeacher(tmp_path / "nothing")
+        load_encoder(tmp_path / "nothing", name="teacher")
     with pytest.raises(ValueError, match="is a bert model, must be one of hubert"):
-        SpeechTeacher({"model_type": "bert"})
-    with pytest.raises(ValueError, match="feat_extract_norm 'layer', must be 'group'"):
-        SpeechTeacher({**TEACHER, "feat_extract_norm": "layer"})
+        load_encoder({"model_type": "bert"}, name="teacher")
     plain_teacher().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 4}))
     with pytest.raises(ValueError, match="weights are not in the checkpoint.*layers.3"):
-        SpeechTeacher(tmp_path)
+        load_encoder(tmp_path)
