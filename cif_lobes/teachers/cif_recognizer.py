@@ -36,7 +36,7 @@ class FrozenRecognizer(FrozenRun):
             )
 
     @torch.no_grad()
-    def forward(self, waves, lengths, target_lengths=None, targets=None):
+    def forward(self, waves, lengths, target_lengths=None, targets=None, augment=None):
         """What CIF fires for a padded batch.
 
         Arguments
@@ -49,6 +49,8 @@ class FrozenRecognizer(FrozenRun):
             True number of tokens, end of sentence included, to which weights are scaled.
         targets : torch.Tensor, [B, U], int64, optional
             And what they are.
+        augment : callable, optional
+            Features [B, T, F] and frames of each [B] to features that are heard instead.
 
         Returns
         -------
@@ -59,5 +61,8 @@ class FrozenRecognizer(FrozenRun):
             target_lengths = target_lengths.to(self.device)
         if targets is not None:
             targets = targets.to(self.device)
-        x, x_lengths = self.network.encoder(*self.network.features(waves, lengths))
+        x, x_lengths = self.network.features(waves, lengths)
+        if augment is not None:
+            x = augment(x, x_lengths)
+        x, x_lengths = self.network.encoder(x, x_lengths)
         return self.network.cif(x, x_lengths, target_lengths, targets)

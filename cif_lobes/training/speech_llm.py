@@ -41,9 +41,14 @@ class SpeechLLMBrain(RecognizerBrain):
         self.llm = llm.to(self.device)
 
     def fire(self, batch, stage):
-        """CIF vectors [B, U, D] and their number [B], from the audio alone."""
+        """CIF vectors [B, U, D] and their number [B], from the audio alone.
+
+        In training through masks: of speech that it has learnt from, the recogniser fires
+        better vectors than it ever will again.
+        """
         x, lengths = self.listen(batch, stage)
-        fired = self.recognizer(x, lengths.on_device)
+        augment = self.option("augment") if stage == sb.Stage.TRAIN else None
+        fired = self.recognizer(x, lengths.on_device, augment=augment)
         return fired.embeddings, fired.lengths
 
     def compute_forward(self, batch, stage):

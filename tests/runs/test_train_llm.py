@@ -116,7 +116,8 @@ def test_resuming_equals_running_through(corpus, tmp_path, trained, llm):
 
 def test_speeds_are_drawn_in_training_alone(corpus, tmp_path, trained, llm):
     """What is fired is of the recording at that speed; a cache may have it, too."""
-    brain = make_llm_run(tmp_path / "run", trained, llm, corpus, speeds=[50])
+    changes = {"speeds": [50], "freq_masks": 0}
+    brain = make_llm_run(tmp_path / "run", trained, llm, corpus, **changes)
     waves = torch.randn(2, 16000)
     waves[1, 8000:] = 0.0
     lengths = torch.tensor([1.0, 0.5])
@@ -134,6 +135,21 @@ def test_speeds_are_drawn_in_training_alone(corpus, tmp_path, trained, llm):
     expected = brain.recognizer(slow[0], slow[1].on_device)
     assert torch.equal(number, expected.lengths)
     assert torch.equal(vectors, expected.embeddings)
+
+
+def test_masks_are_drawn_in_training_alone(corpus, tmp_path, trained, llm):
+    """With all bands masked, nothing of the recording is left but its length."""
+    changes = {"freq_masks": 1000, "freq_mask_width": 80}
+    brain = make_llm_run(tmp_path / "run", trained, llm, corpus, **changes)
+    signal = torch.randn(16000)
+    batch = [{"id": "1", "signal": signal}]
+    lengths = torch.tensor([16000])
+    silent, _ = brain.fire(PaddedBatch(batch), sb.Stage.TRAIN)
+    expected = brain.recognizer(signal[None], lengths, augment=lambda x, _: 0 * x)
+    assert torch.equal(silent, expected.embeddings)
+    clear, _ = brain.fire(PaddedBatch(batch), sb.Stage.VALID)
+    assert torch.equal(clear, brain.recognizer(signal[None], lengths).embeddings)
+    assert clear.shape != silent.shape or not torch.equal(clear, silent)
 
 
 def test_widths_that_do_not_fit(corpus, tmp_path, trained, llm):
