@@ -56,6 +56,7 @@ def _states(folder, family="whisper", seconds=1.0, **changes):
         "ears": FAMILIES[family],
         "ears_layers": [3],
         "ears_silence_seconds": 1.0,
+        "max_rejected": 0.01,
         "cache": str(folder / "ears.h5"),
         "manifests": [str(csv)],
         "sample_rate": 16000,

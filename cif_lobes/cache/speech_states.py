@@ -16,6 +16,7 @@ from cif_lobes.cache.build import TeacherStates, count_rows
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
+from cif_lobes.data.validation import MEMORY, take_usable
 from cif_lobes.nets.pretrained import load_encoder
 
 EXACT = (
@@ -31,8 +32,13 @@ class SpeechStates(TeacherStates):
     Arguments
     ---------
     hparams : dict
-        The loaded yaml: manifests, teacher, layers, teacher_silence_seconds, sample_rate,
-        batch_seconds, device.
+        The loaded yaml: manifests, max_rejected, teacher, layers, teacher_silence_seconds,
+        sample_rate, batch_seconds, device.
+
+    Raises
+    ------
+    ValueError
+        If more recordings than max_rejected allows cannot be decoded.
     """
 
     setting = "layers"
@@ -42,8 +48,16 @@ class SpeechStates(TeacherStates):
         super().__init__(hparams)
         self.layers = sorted(hparams[self.setting])
         found = {u.id: u for m in hparams["manifests"] for u in read_manifest(m)}
+        # As training rejects them: one broken clip in a thousand must not stop it.
+        heard = take_usable(
+            [*found.values()],
+            "manifests",
+            f"{hparams['cache']}.rejected.csv",
+            hparams["max_rejected"],
+            f"{hparams['cache']}.{MEMORY}",
+        )
         # Those of like durations side by side, for batches with little padding.
-        utterances = sorted(found.values(), key=lambda u: (-u.duration, u.id))
+        utterances = sorted(heard, key=lambda u: (-u.duration, u.id))
         self.keys = audio_keys(utterances, memory_of(hparams["cache"]))
         self.utterances = {self.keys[u.id]: u for u in utterances}
 

@@ -1,5 +1,6 @@
 """Manifests to batches: audio and token ids of an utterance, batched by duration."""
 
+import functools
 import logging
 from functools import partial
 
@@ -46,9 +47,16 @@ def read_audio(path, sample_rate, offset=None, duration=None):
 
 def resample(audio, rate, sample_rate):
     """Waveform [samples] of `rate` Hz at `sample_rate` Hz."""
-    if rate != sample_rate:
-        audio = torchaudio.functional.resample(audio, rate, sample_rate)
-    return audio
+    return audio if rate == sample_rate else _resampler(rate, sample_rate)(audio)
+
+
+@functools.lru_cache(maxsize=16)
+def _resampler(rate, sample_rate):
+    """`torchaudio.functional.resample`, which computes its filters for every clip anew.
+
+    In float32 they have its bits.
+    """
+    return torchaudio.transforms.Resample(rate, sample_rate, dtype=torch.float32)
 
 
 def read_utterance(u, sample_rate):

@@ -207,13 +207,57 @@ def prepare_splits(splits, save_folder, limits, max_rejected=0.01, audio_memory=
         for line in report_texts(kept) if split == "train" else ():
             print(f"{split}: {line}")
     lost = [row for rows in rejected.values() for row in rows]
-    write_csv(folder / "rejected.csv", Rejected._fields, lost)
+    listing = folder / "rejected.csv"
+    write_csv(listing, Rejected._fields, lost)
     for split, kept in accepted.items():
-        _raise_if_too_many(split, kept, rejected[split], max_rejected, folder)
+        _raise_if_too_many(split, kept, rejected[split], max_rejected, listing)
     for split, kept in accepted.items():
         write_manifest(files[split], kept)
     record.write_text(inputs)
     return accepted
+
+
+def take_usable(utterances, name, listing, max_rejected, audio_memory):
+    """Those whose recordings can be decoded, for who needs no transcripts.
+
+    Writes a list like rejected.csv if some cannot.
+
+    Arguments
+    ---------
+    utterances : list of Utterance
+    name : str
+        What they are, for messages.
+    listing : str
+        The list, a csv.
+    max_rejected, audio_memory
+        As in `prepare_splits`.
+
+    Returns
+    -------
+    list of Utterance
+        With the durations that decoding found.
+
+    Raises
+    ------
+    ValueError
+        If more than max_rejected cannot, or none can; the list is written.
+    """
+    examined = AudioMemory(audio_memory).examine(u.wav for u in utterances)
+    kept, lost = [], []
+    for u in utterances:
+        u, problem = _decoded(u, examined[u.wav])
+        if problem:
+            lost.append(Rejected(u.id, name, u.wav, *problem))
+        else:
+            kept.append(u)
+    if lost:
+        os.makedirs(os.path.dirname(os.path.abspath(listing)), exist_ok=True)
+        write_csv(listing, Rejected._fields, lost)
+        _raise_if_too_many(name, kept, lost, max_rejected, listing)
+        print(
+            f"{name}: {len(kept):,} utterances; rejected: {_per_reason(lost)}, see {listing}"
+        )
+    return kept
 
 
 def prepare_own_data(
@@ -309,7 +353,7 @@ def _per_reason(rejected):
     return ", ".join(f"{n:,} {reason}" for reason, n in counts) or "none"
 
 
-def _raise_if_too_many(split, kept, rejected, max_rejected, folder):
+def _raise_if_too_many(split, kept, rejected, max_rejected, listing):
     """Stop before hours are spent on data that is not what its owner thinks."""
     total = len(kept) + len(rejected)
     if kept and len(rejected) <= max_rejected * total:
@@ -318,7 +362,7 @@ def _raise_if_too_many(split, kept, rejected, max_rejected, folder):
         f"{split}: {len(rejected):,} of {total:,} utterances rejected, max_rejected "
         f"allows {max_rejected:.1%}: {_per_reason(rejected)}. First:",
         *(f"{r.ID}: {r.reason} ({r.detail}): {r.wav}" for r in rejected[:5]),
-        f"All are in {folder / 'rejected.csv'}. Remedies:",
+        f"All are in {listing}. Remedies:",
         *(f"{why}: {REMEDIES[why]}" for why in sorted({r.reason for r in rejected})),
     ]
     if kept:

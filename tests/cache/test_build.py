@@ -39,6 +39,7 @@ def settings_of(kind, corpus, folder, seed=1):
     if kind == "speech":
         settings |= {"teacher": TEACHER | {"intermediate_size": 16 * seed}}
         settings |= {"layers": [1, 2], "teacher_silence_seconds": 1.0}
+        settings |= {"max_rejected": 0.01}
     if kind == "recognisers":
         if not path.exists():
             make_run(corpus, folder, seed)

@@ -8,11 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import h5py
 import pytest
 import torch
+import tqdm.auto
 import yaml
 from tiny_cache import change_states
 from tiny_teacher import make_teacher
@@ -267,6 +269,9 @@ def many_texts(count):
 
 def build_quietly(folder):
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    # Killed while it draws a bar, it would take the lock of all that forked with it along.
+    for bar in (tqdm.std.tqdm, tqdm.auto.tqdm):
+        bar.set_lock(threading.RLock())
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     run(folder)
 

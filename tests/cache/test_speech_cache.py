@@ -38,6 +38,7 @@ def settings(corpus, tmp_path_factory):
     return {
         "teacher": TEACHER,
         "teacher_silence_seconds": 1.0,
+        "max_rejected": 0.01,
         "layers": [3, 1],
         "cache": str(tmp_path_factory.mktemp("cache") / "hubert.h5"),
         "overwrite": False,
@@ -109,6 +110,25 @@ def test_verify_computes_a_sample_again(settings, cache, tmp_path, capsys):
         run("verify", {**settings, "cache": str(damaged)})
     with pytest.raises(ValueError, match="layer 2 is taught as well"):
         run("verify", {**settings, "layers": [1, 2]})
+
+
+def test_a_broken_recording_is_left_out(settings, tmp_path, capsys):
+    """As training leaves it out; before anything is heard, and said."""
+    csv = write_corpus(tmp_path, 12, 3)
+    broken = tmp_path / "utt3-004.flac"
+    broken.write_bytes(broken.read_bytes()[:2000])
+    new = settings | {"manifests": [str(csv)], "cache": str(tmp_path / "new.h5")}
+    with pytest.raises(ValueError, match="1 of 12 utterances rejected.*broken audio"):
+        build(new)
+    assert not [*tmp_path.glob("new.h5.partial*")]
+    build(new | {"max_rejected": 0.1})
+    shown = capsys.readouterr().out
+    assert "11 utterances; rejected: 1 broken audio, see" in shown
+    listed = (tmp_path / "new.h5.rejected.csv").read_text().splitlines()
+    assert len(listed) == 2 and listed[1].startswith("utt3-004,manifests,")
+    assert len(TeacherCache(new["cache"])) == 11
+    build(new | {"max_rejected": 0.1})
+    assert "is up to date" in capsys.readouterr().out
 
 
 def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):

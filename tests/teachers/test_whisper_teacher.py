@@ -85,6 +85,7 @@ def settings(corpus, tmp_path_factory):
     return {
         "teacher": WHISPER,
         "teacher_silence_seconds": 0.5,
+        "max_rejected": 0.01,
         "layers": [1, 2, 3],
         "cache": str(tmp_path_factory.mktemp("cache") / "whisper.h5"),
         "overwrite": False,
