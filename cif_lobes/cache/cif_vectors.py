@@ -1,15 +1,19 @@
 """CIF vectors of a frozen recogniser in a cache, so that an epoch need not run its encoder.
 
 An utterance has one vector for each token of its transcript, end of sentence included, of
-its whole, unchanged waveform.
+its whole, unchanged waveform. And copies of it, if asked for, fired through the masks of
+SpecAugment: of speech that it was trained on, a recogniser fires better vectors than of any
+other, and who learns from those alone learns to trust them.
 """
 
+import json
 import time
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from cif_lobes.cache.audio_keys import audio_keys, memory_of
 from cif_lobes.cache.build import build_command, is_up_to_date, resumable
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.writer import CacheWriter
@@ -17,7 +21,16 @@ from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
 
 
-def build(path, recognizer, manifests, dtype, batch_seconds, overwrite=False):
+def build(
+    path,
+    recognizer,
+    manifests,
+    dtype,
+    batch_seconds,
+    overwrite=False,
+    masked_copies=0,
+    augment=None,
+):
     """Make the cache unless it is there; go on with one that was interrupted.
 
     Arguments
@@ -33,11 +46,16 @@ def build(path, recognizer, manifests, dtype, batch_seconds, overwrite=False):
         Seconds of audio encoded at a time, padding included.
     overwrite : bool
         Whether to replace a cache that is another.
+    masked_copies : int
+        Copies of each utterance that are fired through masks.
+    augment : cif_lobes.training.augment.SpecAugment, optional
+        Which masks.
 
     Returns
     -------
     TeacherCache
-        Of vectors [U, D] by utterance id.
+        Of vectors [U, D] by utterance id; with masked copies [U, 1 + copies, D], the
+        first without masks.
 
     Raises
     ------
@@ -50,12 +68,22 @@ def build(path, recognizer, manifests, dtype, batch_seconds, overwrite=False):
     utterances = {u.id: u for m in manifests for u in read_manifest(m)}.values()
     # Those of like durations side by side, for batches with little padding.
     utterances = sorted(utterances, key=lambda u: (-u.duration, u.id))
-    keys = {u.id: _key(u, tokenizer) for u in utterances}
+    audio = audio_keys(utterances, memory_of(path))
+    keys = {u.id: f"{audio[u.id]}: {tokenizer.normalize(u.wrd)}" for u in utterances}
     identity = {
         "recognizer_weights": recognizer.weights_hash,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "dtype": dtype,
     }
+    shape = (recognizer.vector_size,)
+    if masked_copies:
+        masks = {
+            name: value
+            for name, value in sorted(vars(augment).items())
+            if name != "training" and not name.startswith("_")
+        }
+        identity |= {"masked_copies": masked_copies, "masks": json.dumps(masks)}
+        shape = (1 + masked_copies, *shape)
     if is_up_to_date(path, keys, identity, overwrite):
         return TeacherCache(path)
     counts = {keys[u.id]: len(tokenizer.encode(u.wrd)) + 1 for u in utterances}
@@ -64,7 +92,7 @@ def build(path, recognizer, manifests, dtype, batch_seconds, overwrite=False):
         path,
         counts,
         keys,
-        (recognizer.vector_size,),
+        shape,
         dtype,
         identity,
         notes,
@@ -78,7 +106,10 @@ def build(path, recognizer, manifests, dtype, batch_seconds, overwrite=False):
                     # The longest comes first, so this many fit, padding included.
                     size = max(1, int(batch_seconds / left[0].duration))
                     batch, left = left[:size], left[size:]
-                    vectors = _encode(recognizer, batch)
+                    # The same, whoever builds it, and however often it was interrupted.
+                    vectors = _with_masked(
+                        recognizer, batch, masked_copies, augment, writer.committed
+                    )
                     writer.append(torch.cat(vectors), len(batch))
                     bar.update(len(batch))
         writer.finish()
@@ -86,13 +117,19 @@ def build(path, recognizer, manifests, dtype, batch_seconds, overwrite=False):
     return TeacherCache(path)
 
 
-def _key(utterance, tokenizer):
-    """What an utterance's vectors belong to: a recording and a text."""
-    text = tokenizer.normalize(utterance.wrd)
-    return f"{utterance.id}, {utterance.duration:.3f} s of audio: {text}"
+def _with_masked(recognizer, utterances, copies, augment, seed):
+    """Vectors [U, D] of each utterance, or [U, 1 + copies, D] with masked copies."""
+    plain = _encode(recognizer, utterances)
+    if not copies:
+        return plain
+    device = recognizer.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        masked = [_encode(recognizer, utterances, augment) for _ in range(copies)]
+    return [torch.stack(same, dim=1) for same in zip(plain, *masked, strict=True)]
 
 
-def _encode(recognizer, utterances):
+def _encode(recognizer, utterances, augment=None):
     """Vectors [U, D] of each utterance."""
     tokenizer = recognizer.tokenizer
     tokens = [
@@ -106,5 +143,6 @@ def _encode(recognizer, utterances):
         torch.tensor([len(signal) for signal in signals]),
         torch.tensor(lengths),
         pad_sequence(tokens, batch_first=True),
+        augment,
     )
     return [x[:U].cpu() for x, U in zip(fired.embeddings, lengths, strict=True)]

@@ -92,6 +92,8 @@ def _build(hparams, recognizer, manifests):
         hparams["dtype"],
         hparams["device_batch_seconds"],
         hparams["overwrite"],
+        hparams["masked_copies"],
+        hparams["augment"],
     )
 
 

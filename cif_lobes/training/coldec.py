@@ -36,7 +36,9 @@ class Predictions(NamedTuple):
 
 
 class VectorSet(torch.utils.data.Dataset):
-    """Utterances of a manifest: `id`, `vectors` [U, D], `tokens` [U], `text`.
+    """Utterances of a manifest: `id`, `vectors` [U, C, D], `tokens` [U], `text`.
+
+    Of C copies of an utterance's vectors the first is fired without masks.
 
     Arguments
     ---------
@@ -67,7 +69,9 @@ class VectorSet(torch.utils.data.Dataset):
         tokens = [*self.tokenizer.encode(text), self.tokenizer.eos_index]
         return {
             "id": utt_id,
-            "vectors": self.cache[utt_id].float(),
+            "vectors": self.cache[utt_id]
+            .float()
+            .view(len(tokens), -1, self.cache.shape[-1]),
             "tokens": torch.tensor(tokens),
             "text": text,
         }
@@ -197,7 +201,8 @@ class ColDecBrain(TrainingBrain):
         )
         places, offsets = locate_phrases(batch.text, phrases, sees, hp.tokenizer)
         batch = batch.to(self.device, non_blocking=True)
-        tokens, vectors = batch.tokens.data, batch.vectors.data
+        tokens = batch.tokens.data
+        vectors = self._choose(batch.vectors.data, stage)
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = hp.tokenizer.bos_index
         padded = pad_phrases(phrases)
@@ -208,6 +213,13 @@ class ColDecBrain(TrainingBrain):
         sees = sees.to(self.device)
         read = self.modules.coldec(vectors, lengths, previous, *padded, sees)
         return Predictions(*read, wanted, width, tokens, token_lengths)
+
+    def _choose(self, vectors, stage):
+        """One of the copies [B, U, C, D] of each: in training any, else the first."""
+        copies = torch.zeros(len(vectors), dtype=torch.int64)
+        if stage == sb.Stage.TRAIN and vectors.shape[2] > 1:
+            copies.random_(vectors.shape[2])
+        return vectors[torch.arange(len(vectors)), :, copies.to(vectors.device)]
 
     def compute_objectives(self, predictions, batch, stage):
         """Cross-entropies of tokens and attention, summed over the batch; the ledger."""

@@ -1,6 +1,7 @@
 """ColDec's training: what it changes, what it leaves alone, and what it is good for."""
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.devices.lengths import Lengths
 from cif_lobes.nets.coldec import ColDec
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
+from cif_lobes.training.augment import SpecAugment
 from cif_lobes.training.coldec import (
     ColDecBrain,
     Predictions,
@@ -47,6 +49,9 @@ TINY = {
     "attention_weight": 1.0,
     "over_tokens": True,
     "query_context": 4,
+    "masked_copies": 2,
+    "freq_mask_width": 10,
+    "time_masks": 0,
     "lr": 3e-3,
     "warmup": 0.1,
     "device": "cpu",
@@ -125,15 +130,57 @@ def test_cached_vectors_are_the_recogniser_s(coldec, run, corpus):
     assert cache.attributes["recognizer_weights"] == recognizer.weights_hash
     for u in read_manifest(corpus[1])[:4]:
         (expected,) = cif_vectors._encode(recognizer, [u])
-        torch.testing.assert_close(cache[u.id], expected.half(), rtol=2e-3, atol=2e-3)
+        plain, *masked = cache[u.id].unbind(1)
+        torch.testing.assert_close(plain, expected.half(), rtol=2e-3, atol=2e-3)
+        assert len(masked) == 2
+        copies = [plain, *masked]
+        for a, b in itertools.combinations(copies, 2):
+            assert not torch.allclose(a, b, atol=0.02)
 
 
 def test_a_batch_of_cached_vectors_needs_no_audio(coldec, run, corpus):
     tokenizer = FrozenRecognizer(run).tokenizer
-    data = VectorSet(corpus[1], tokenizer, TeacherCache(coldec / "vectors.h5"))
+    cache = TeacherCache(coldec / "vectors.h5")
+    data = VectorSet(corpus[1], tokenizer, cache)
     for item, length in zip((data[i] for i in range(3)), data.lengths, strict=False):
         assert len(item["vectors"]) == len(item["tokens"]) == length
         assert item["tokens"][-1] == tokenizer.eos_index
+        assert torch.equal(item["vectors"], cache[item["id"]].float())
+
+
+def test_masked_copies_are_drawn_in_training_alone():
+    vectors = torch.arange(3.0)[:, None].expand(400, 2, 3, 8)
+    brain = ColDecBrain.__new__(ColDecBrain)
+    chosen = brain._choose(vectors, sb.Stage.TRAIN)
+    assert chosen.shape == (400, 2, 8) and (chosen == chosen[:, :1, :1]).all()
+    assert all(80 < (chosen[:, 0, 0] == n).sum() < 190 for n in range(3))
+    assert (brain._choose(vectors, sb.Stage.VALID) == 0).all()
+
+
+class Stops(SpecAugment):
+    """Masks that are interrupted once."""
+
+    calls = 0
+
+    def forward(self, x, x_lengths):
+        Stops.calls += 1
+        if Stops.calls == 2:
+            raise KeyboardInterrupt
+        return super().forward(x, x_lengths)
+
+
+def test_masked_copies_are_the_same_after_an_interruption(run, corpus, tmp_path):
+    """And of other masks they are another cache."""
+    how = (FrozenRecognizer(run), [corpus[1]], "float32", 4, False, 1)
+    paths = [str(tmp_path / name) for name in ("a.h5", "b.h5")]
+    through = cif_vectors.build(paths[0], *how, SpecAugment(1, 10, 1, 10))
+    with pytest.raises(SystemExit, match="are kept in"):
+        cif_vectors.build(paths[1], *how, Stops(1, 10, 1, 10))
+    resumed = cif_vectors.build(paths[1], *how, Stops(1, 10, 1, 10))
+    assert Stops.calls > 3
+    assert all(torch.equal(resumed[utt_id], through[utt_id]) for utt_id in through)
+    with pytest.raises(ValueError, match="is there and is another: masks is"):
+        cif_vectors.build(paths[0], *how, SpecAugment(1, 12, 1, 10))
 
 
 def test_resume_equals_running_through(run, corpus, tmp_path):
@@ -312,7 +359,7 @@ def test_the_target_is_the_token_of_the_phrase(tmp_path):
     tokenizer, _ = words(tmp_path)
     coldec = ColDec(24, 8, 16, 1, 1, nhead=2, d_ffn=16, over_tokens=True)
     rows = [
-        {"id": t, "text": t, "vectors": torch.randn(len(t) + 1, 8)}
+        {"id": t, "text": t, "vectors": torch.randn(len(t) + 1, 1, 8)}
         | {"tokens": torch.tensor([*tokenizer.encode(t), tokenizer.eos_index])}
         for t in ("the cat sat", "a dog")
     ]
