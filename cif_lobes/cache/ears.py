@@ -96,6 +96,11 @@ class EarsStates(SpeechStates):
         count = count * (resample.new_freq // common) / (resample.orig_freq // common)
         return int(torch.ceil(torch.as_tensor(count)))  # in float32, as torchaudio does
 
+    def load(self):
+        """Read the encoder; refuse layers that it does not have."""
+        super().load()
+        self.notes["speeds"] = sorted({100, *self.perturb})
+
     def identify(self):
         """Attributes that decide the states."""
         return identity_of(self.teacher, self.layers)
@@ -112,6 +117,7 @@ class EarsStates(SpeechStates):
             f"  ears      {made['ears']}, weights {made['ears_weights']}",
             f"  layers    {', '.join(map(str, made['layer']))}",
             f"  silence   {made['silence_samples']:,} samples behind each utterance",
+            f"  speeds    {', '.join(map(str, made.get('speeds', [100])))} %",
         ]
 
     def problems(self, cache):

@@ -228,7 +228,7 @@ class CacheWriter:
         ]
         raise FileExistsError(
             f"{self.partial} is the beginning of another teacher cache: "
-            f"{'; '.join(changes) or 'other utterances or transcripts'}. Finish that "
+            f"{'; '.join(changes) or 'other utterances, transcripts or speeds'}. Finish that "
             "one with its settings, or discard it with --overwrite True"
         )
 

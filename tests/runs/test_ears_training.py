@@ -59,7 +59,8 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
     """A batch's losses are the same, and a run from it alone reads no recording."""
     extract("build", corpus, tmp_path, ears)
     assert "60 of 60 utterances" in extract("verify", corpus, tmp_path, ears).stdout
-    assert "PROBLEM" not in extract("inspect", corpus, tmp_path, ears).stdout
+    shown = extract("inspect", corpus, tmp_path, ears).stdout
+    assert "PROBLEM" not in shown and "speeds    100 %" in shown
     brain, hparams = load_run(
         computed / "run", {"ears_cache": str(tmp_path / "ears.h5")}
     )
@@ -107,6 +108,8 @@ def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path
     speeds = ["--speeds", "[90, 100, 115]"]
     extract("build", corpus, tmp_path, ears, *speeds, "--overwrite", "True")
     done = extract("verify", corpus, tmp_path, ears, *speeds)
+    shown = extract("inspect", corpus, tmp_path, ears, *speeds).stdout
+    assert "speeds    90, 100, 115 %" in shown
     assert "180 of 180 utterances" in done.stdout
     brain.hparams.augment = None
     brain.hparams.speed_perturb = SpeedPerturb(16000, hparams["speeds"])
