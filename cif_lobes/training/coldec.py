@@ -77,11 +77,16 @@ class VectorSet(torch.utils.data.Dataset):
         }
 
 
-def draw_phrases(texts, tokenizer, keep, num_lists, generator=None, max_words=4):
+def draw_phrases(
+    texts, tokenizer, keep, num_lists, generator=None, max_words=4, max_letters=0
+):
     """Phrases of a batch, and whose list each is on.
 
     Of every text, one n-gram of words (characters, where texts have no spaces) is drawn
     and kept with a probability. Texts are dealt into lists.
+
+    A corpus of few words teaches these words, and no other is found among them later: with
+    `max_letters`, stretches of letters are drawn instead, wherever words begin and end.
 
     Arguments
     ---------
@@ -95,6 +100,8 @@ def draw_phrases(texts, tokenizer, keep, num_lists, generator=None, max_words=4)
     generator : torch.Generator, optional
     max_words : int
         The longest n-gram.
+    max_letters : int
+        The longest stretch of letters, 3 the shortest; 0 for n-grams.
 
     Returns
     -------
@@ -107,16 +114,18 @@ def draw_phrases(texts, tokenizer, keep, num_lists, generator=None, max_words=4)
     def chance():
         return torch.rand((), generator=generator).item()
 
-    by_words = any(" " in text for text in texts)
+    by_words = not max_letters and any(" " in text for text in texts)
+    least, most = (3, max_letters) if max_letters else (1, max_words)
     places, pairs = {}, []
     for number, text in enumerate(texts):
         units = text.split() if by_words else list(text)
-        size = 1 + int(chance() * min(max_words, len(units)))
+        longest = min(most, len(units))
+        size = min(longest, least + int(chance() * (longest - least + 1)))
         start = int(chance() * (len(units) - size + 1))
         if chance() >= keep:
             continue
         phrase = (" " if by_words else "").join(units[start : start + size])
-        tokens = tuple(tokenizer.encode(phrase))
+        tokens = tuple(tokenizer.encode(phrase.strip()))
         if tokens and tokenizer.unk_index not in tokens:
             place = places.setdefault(tokens, len(places))
             pairs.append((number % num_lists, place))
@@ -127,7 +136,7 @@ def draw_phrases(texts, tokenizer, keep, num_lists, generator=None, max_words=4)
     return [list(tokens) for tokens in places], on_list[mine]
 
 
-def locate_phrases(texts, phrases, sees, tokenizer):
+def locate_phrases(texts, phrases, sees, tokenizer, whole_words=True):
     """The phrase that each token of a text is in, of those on its list.
 
     Arguments
@@ -139,16 +148,18 @@ def locate_phrases(texts, phrases, sees, tokenizer):
     sees : torch.Tensor, [B, P], bool
         Whether a phrase is on an utterance's list.
     tokenizer : cif_lobes.data.tokens.Tokenizer
+    whole_words : bool
+        Whether phrases are whole words, where texts have spaces.
 
     Returns
     -------
     places : torch.Tensor, [B, U], int64
         1 + p within phrase p, of several the longest; 0 elsewhere, at the end of sentence
-        and in padding. Phrases are whole words, where texts have spaces.
+        and in padding.
     offsets : torch.Tensor, [B, U], int64
         Which token of that phrase it is, from 0; 0 elsewhere.
     """
-    gap = " " if any(" " in text for text in texts) else ""
+    gap = " " if whole_words and any(" " in text for text in texts) else ""
     spelled = [tokenizer.decode(tokens) for tokens in phrases]
     shortest_first = sorted(range(len(spelled)), key=lambda p: len(spelled[p]))
     rows = []
@@ -172,12 +183,48 @@ def locate_phrases(texts, phrases, sees, tokenizer):
     return pad_sequence(rows, batch_first=True).unbind(-1)
 
 
+def respell_phrases(phrases, places, offsets, tokens, share):
+    """Other tokens in some places of phrases, and in the texts that say them.
+
+    What is said then differs from what is to be written, and the phrase alone tells: who
+    has learnt so spells names that are not written as they sound. (Of real names others
+    write the sounds otherwise; here any token of the other phrases will do.)
+
+    Arguments
+    ---------
+    phrases : list of list of int
+        Tokens of P phrases.
+    places, offsets : torch.Tensor, [B, U], int64
+        As `locate_phrases` gives them.
+    tokens : torch.Tensor, [B, U], int64
+        True tokens.
+    share : float, in [0, 1]
+        Probability with which a token is another.
+
+    Returns
+    -------
+    phrases : list of list of int
+        Some of them may be equal now.
+    tokens : torch.Tensor, [B, U], int64
+    """
+    every = torch.tensor([token for phrase in phrases for token in phrase])
+    if not len(every):
+        return phrases, tokens
+    others = every[torch.randint(len(every), every.shape)]
+    every = torch.where(torch.rand(every.shape) < share, others, every)
+    counts = [len(phrase) for phrase in phrases]
+    firsts = torch.tensor([0, 0, *counts[:-1]]).cumsum(0)  # of no phrase, too
+    said = every[firsts[places] + offsets]
+    respelled = [part.tolist() for part in every.split(counts)]
+    return respelled, said.where(places > 0, tokens)
+
+
 class ColDecBrain(TrainingBrain):
     """Trains the distribution of the context decoder, and where it attends.
 
     Reads from the yaml, besides `modules` (`coldec`) and what `TrainingBrain` reads:
     `tokenizer`, `coldec`, `label_smoothing`, `keep_phrase`, `num_lists`, `max_words`,
-    `attention_weight`.
+    `max_letters`, `attention_weight`, `respelled`.
     """
 
     best_key = "loss"
@@ -198,10 +245,17 @@ class ColDecBrain(TrainingBrain):
             hp.num_lists,
             generator,
             hp.max_words,
+            hp.max_letters,
         )
-        places, offsets = locate_phrases(batch.text, phrases, sees, hp.tokenizer)
-        batch = batch.to(self.device, non_blocking=True)
+        places, offsets = locate_phrases(
+            batch.text, phrases, sees, hp.tokenizer, not hp.max_letters
+        )
         tokens = batch.tokens.data
+        if stage == sb.Stage.TRAIN and hp.respelled:
+            phrases, tokens = respell_phrases(
+                phrases, places, offsets, tokens, hp.respelled
+            )
+        batch, tokens = batch.to(self.device, non_blocking=True), tokens.to(self.device)
         vectors = self._choose(batch.vectors.data, stage)
         previous = tokens.roll(1, dims=1)
         previous[:, 0] = hp.tokenizer.bos_index

@@ -30,6 +30,7 @@ from cif_lobes.training.coldec import (
     VectorSet,
     draw_phrases,
     locate_phrases,
+    respell_phrases,
 )
 from cif_lobes.training.ledger import Ledger
 
@@ -50,6 +51,7 @@ TINY = {
     "over_tokens": True,
     "query_context": 4,
     "masked_copies": 2,
+    "respelled": 0.2,
     "freq_mask_width": 10,
     "time_masks": 0,
     "lr": 3e-3,
@@ -304,6 +306,25 @@ def test_phrases_are_n_grams_of_the_references(tmp_path):
         assert not any(" " in tokenizer.decode(tokens) for tokens in phrases)
 
 
+def test_stretches_of_letters_are_cut_anywhere(tmp_path):
+    """And are found where they are said, which need not be a word."""
+    tokenizer, texts = words(tmp_path)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(300):
+        phrases, sees = draw_phrases(texts, tokenizer, 1.0, 1, max_letters=6)
+        spelled = [tokenizer.decode(tokens) for tokens in phrases]
+        assert all(any(s in text for text in texts) for s in spelled)
+        places, _ = locate_phrases(texts, phrases, sees, tokenizer, whole_words=False)
+        assert set(places.flatten().tolist()) == {*range(len(phrases) + 1)}
+        seen |= {*spelled}
+    assert max(map(len, seen)) == 6 and {len(s) for s in seen} >= {3, 4, 5}
+    assert "e ca" in seen and "og" not in seen
+    # A text shorter than three letters is a stretch of its own.
+    (phrase,), _ = draw_phrases(["at"], tokenizer, 1.0, 1, max_letters=6)
+    assert tokenizer.decode(phrase) == "at"
+
+
 def test_where_phrases_are_said(tmp_path):
     """Whole words, the longest phrase of those on the list; the end is in none."""
     tokenizer, _ = words(tmp_path)
@@ -328,6 +349,31 @@ def test_where_phrases_are_said(tmp_path):
     places, offsets = locate_phrases(["北京上海"], phrases, sees[:1, :2], chinese)
     assert places.tolist() == [[0, 1, 1, 2, 0]]
     assert offsets.tolist() == [[0, 0, 1, 0, 0]]
+
+
+def test_a_phrase_and_the_texts_that_say_it_are_respelled_alike(tmp_path):
+    """What is on nobody's list, and what lies outside, stays as it is."""
+    tokenizer, _ = words(tmp_path)
+    texts = ["the cat sat", "a cat cat", "cat"]
+    phrases = [tokenizer.encode(p) for p in ("sat", "cat")]
+    sees = torch.tensor([[True, True], [True, True], [True, False]])
+    places, offsets = locate_phrases(texts, phrases, sees, tokenizer)
+    rows = [torch.tensor([*tokenizer.encode(t), tokenizer.eos_index]) for t in texts]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    torch.manual_seed(0)
+    found = set()
+    for _ in range(20):
+        respelled, said = respell_phrases(phrases, places, offsets, tokens, 0.5)
+        sat, cat = (tokenizer.decode(phrase) for phrase in respelled)
+        assert len(sat) == len(cat) == 3 and {*sat, *cat} <= set("satc")
+        found |= {sat, cat}
+        read = [tokenizer.decode(row) for row in said]
+        assert read == [f"the {cat} {sat}", f"a {cat} {cat}", "cat"]
+    assert len(found) > 10
+    same = respell_phrases(phrases, places, offsets, tokens, 0.0)
+    assert same[0] == phrases and torch.equal(same[1], tokens)
+    none = torch.zeros_like(places)
+    assert torch.equal(respell_phrases([], none, none, tokens, 0.5)[1], tokens)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_attention():
@@ -365,7 +411,7 @@ def test_the_target_is_the_token_of_the_phrase(tmp_path):
     ]
     brain = ColDecBrain.__new__(ColDecBrain)
     brain.device, brain.modules = "cpu", SimpleNamespace(coldec=coldec)
-    settings = {"keep_phrase": 1.0, "num_lists": 1, "max_words": 1}
+    settings = {"keep_phrase": 1.0, "num_lists": 1, "max_words": 1, "max_letters": 0}
     brain.hparams = SimpleNamespace(tokenizer=tokenizer, coldec=coldec, **settings)
     brain.start_scoring()
     p = brain.compute_forward(PaddedBatch(rows), sb.Stage.VALID)
