@@ -130,7 +130,7 @@ def identity_of(encoder, layers):
     return {
         "ears_weights": encoder.weights_hash,
         "layer": sorted(layers),
-        "silence_samples": encoder.silence,
+        "silence_samples": encoder.silence or 0,
     }
 
 

@@ -173,9 +173,11 @@ def open_for(path, manifests):
 
 def identity_of(teacher):
     """Attributes of a cache that say whose states it holds."""
-    # Nothing else hears the silence, and caches of before do not name it.
-    silence = {"silence_samples": teacher.silence} if teacher.silence else {}
-    return {"teacher_weights": teacher.weights_hash, **silence}
+    identity = {"teacher_weights": teacher.weights_hash}
+    # Caches of others, made before, do not name it.
+    if teacher.silence is not None:
+        identity["silence_samples"] = teacher.silence
+    return identity
 
 
 def check_durations(durations, encoder, sample_rate, name):

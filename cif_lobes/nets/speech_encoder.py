@@ -40,13 +40,14 @@ class SpeechEncoder(nn.Module):
         the first.
     max_samples : int or None
         Longest utterance, if there is one.
-    silence : int
-        Samples of silence behind an utterance that are heard as well.
+    silence : int or None
+        Samples of silence behind an utterance that are heard as well; None for those to
+        whom it is nothing.
     weights_hash : str
         Of all weights that a state depends on.
     """
 
-    max_samples, silence = None, 0
+    max_samples = silence = None
 
     def __init__(self, encoder):
         super().__init__()

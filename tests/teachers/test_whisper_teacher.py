@@ -107,8 +107,10 @@ def test_its_cache_gives_the_same_loss(settings, corpus):
         teacher, student, make_audio_dataset(corpus[1], 16000, cache), [1, 2, 3]
     )
     torch.testing.assert_close(cached, live, rtol=1e-4, atol=0)
-    with pytest.raises(ValueError, match="silence_samples is 8000, expected 16000"):
-        open_speech_cache(settings["cache"], load_encoder(WHISPER), [1], [corpus[1]])
+    for seconds in (0.0, 1.0):
+        other = load_encoder(WHISPER, seconds)
+        with pytest.raises(ValueError, match="silence_samples is 8000, expected"):
+            open_speech_cache(settings["cache"], other, [1], [corpus[1]])
 
 
 def test_what_is_too_long_is_found_before_anything_is_heard(settings, tmp_path):
