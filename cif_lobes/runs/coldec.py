@@ -6,6 +6,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from cif_lobes.cache import cif_vectors
 from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.context import RECOGNIZER
 from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
 from cif_lobes.storage.atomic_files import write_atomically
@@ -58,6 +59,13 @@ def _check(hparams, recognizer):
             f"recognizer {recognizer.path} counts in the tokens of {theirs.path} "
             f"({theirs.fingerprint}), this yaml in those of {tokenizer.path} "
             f"({tokenizer.fingerprint}): --tokenizer_folder {theirs.path.parent}"
+        )
+    letters = hparams["max_letters"]
+    if letters and (letters < 3 or not isinstance(tokenizer, CharTokenizer)):
+        raise ValueError(
+            f"max_letters is {letters}: it is 3 at least, and for recognisers that write "
+            "characters; pieces of words are others where a word is cut. Run with "
+            "--max_letters 0"
         )
     if hparams["vector_size"] != recognizer.vector_size:
         raise ValueError(

@@ -225,6 +225,7 @@ def test_a_changed_recogniser_is_refused(coldec, run, corpus, tmp_path):
     "changes, message",
     [
         ({"vector_size": 16}, "--vector_size 32"),
+        ({"max_letters": 2}, "max_letters is 2: it is 3 at least"),
         ({"recognizer": "nowhere"}, "neither a run folder nor a checkpoint"),
     ],
 )
