@@ -88,6 +88,24 @@ def plain_teacher(**changes):
     return model.eval()
 
 
+def cache_settings(manifest, path, **changes):
+    """Those of a cache of the teacher over a manifest."""
+    return {
+        "teacher": TEACHER,
+        "teacher_silence_seconds": 1.0,
+        "max_rejected": 0.01,
+        "layers": [1, 2, 3],
+        "cache": str(path),
+        "overwrite": False,
+        "manifests": [str(manifest)],
+        "sample_rate": 16000,
+        "dtype": "float32",
+        "batch_seconds": 4,
+        "device": "cpu",
+        **changes,
+    }
+
+
 def distil_arguments(corpus, folder):
     """Command line of the MiniSpeech recipe, on the tones."""
     train, valid = corpus

@@ -12,7 +12,7 @@ from conftest import ROOT, write_corpus
 from programs import run_python
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
-from tiny_hubert import TEACHER, distil_arguments, make_student
+from tiny_hubert import TEACHER, cache_settings, distil_arguments, make_student
 
 from cif_lobes.cache.build import VERBS
 from cif_lobes.cache.reader import TeacherCache
@@ -35,19 +35,9 @@ def build(settings):
 @pytest.fixture(scope="module")
 def settings(corpus, tmp_path_factory):
     """Those of a cache over the validation tones."""
-    return {
-        "teacher": TEACHER,
-        "teacher_silence_seconds": 1.0,
-        "max_rejected": 0.01,
-        "layers": [3, 1],
-        "cache": str(tmp_path_factory.mktemp("cache") / "hubert.h5"),
-        "overwrite": False,
-        "manifests": [str(corpus[1])],
-        "sample_rate": 16000,
-        "dtype": "float32",
-        "batch_seconds": 4,
-        "device": "cpu",
-    }
+    return cache_settings(
+        corpus[1], tmp_path_factory.mktemp("cache") / "hubert.h5", layers=[3, 1]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,13 @@ from programs import run_python
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from tiny_ears import FAMILIES
-from tiny_hubert import distil_arguments, in_batch, make_signals, make_student
+from tiny_hubert import (
+    cache_settings,
+    distil_arguments,
+    in_batch,
+    make_signals,
+    make_student,
+)
 
 from cif_lobes.cache.build import VERBS
 from cif_lobes.cache.speech_states import SpeechStates, open_speech_cache
@@ -82,19 +88,9 @@ def test_the_level_is_nothing_to_the_student_of_a_teacher_that_standardizes():
 @pytest.fixture(scope="module")
 def settings(corpus, tmp_path_factory):
     """Of a cache of a Whisper over the validation tones."""
-    return {
-        "teacher": WHISPER,
-        "teacher_silence_seconds": 0.5,
-        "max_rejected": 0.01,
-        "layers": [1, 2, 3],
-        "cache": str(tmp_path_factory.mktemp("cache") / "whisper.h5"),
-        "overwrite": False,
-        "manifests": [str(corpus[1])],
-        "sample_rate": 16000,
-        "dtype": "float32",
-        "batch_seconds": 4,
-        "device": "cpu",
-    }
+    path = tmp_path_factory.mktemp("cache") / "whisper.h5"
+    changes = {"teacher": WHISPER, "teacher_silence_seconds": 0.5}
+    return cache_settings(corpus[1], path, **changes)
 
 
 def test_its_cache_gives_the_same_loss(settings, corpus):
