@@ -198,9 +198,11 @@ def check_durations(durations, encoder, sample_rate, name):
     ValueError
         Names the longest.
     """
-    most = encoder.max_samples and encoder.max_samples / sample_rate
-    longest = max(durations, key=durations.get, default=None)
-    if most and longest is not None and durations[longest] > most:
+    if encoder.max_samples is None or not durations:
+        return
+    most = encoder.max_samples / sample_rate
+    longest = max(durations, key=durations.get)
+    if durations[longest] > most:
         raise ValueError(
             f"utterance {longest} of {durations[longest]:.1f} s is too long for the {name}: "
             f"{most:.1f} s at most, Whisper's 30 s without {name}_silence_seconds. Cut it at "

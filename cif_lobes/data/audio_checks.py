@@ -1,6 +1,7 @@
 """Every file decoded once, in parallel, and remembered while it stays as it is."""
 
 import collections
+import contextlib
 import csv
 import os
 import time
@@ -78,7 +79,10 @@ class AudioMemory:
         )
 
     def _save(self):
-        if self.path:
+        if not self.path:
+            return
+        # Where nothing can be written, it is not remembered.
+        with contextlib.suppress(PermissionError):
             os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
             with atomic_open(self.path, newline="") as file:
                 csv.writer(file).writerows(self.rows.values())

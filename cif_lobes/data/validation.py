@@ -245,7 +245,9 @@ def take_usable(utterances, name, listing, max_rejected, audio_memory):
     examined = AudioMemory(audio_memory).examine(u.wav for u in utterances)
     kept, lost = [], []
     for u in utterances:
-        u, problem = _decoded(u, examined[u.wav])
+        u, _, problem = measure(u)  # as training does, stretches included
+        if not problem and u.wav in examined:
+            u, problem = _decoded(u, examined[u.wav])
         if problem:
             lost.append(Rejected(u.id, name, u.wav, *problem))
         else:

@@ -219,7 +219,9 @@ class WhisperEars(SpeechEncoder):
                 f"an utterance of {longest:.1f} s is longer than these ears hear: "
                 f"{self.max_samples / self.SAMPLE_RATE:.1f} s. Cut it at pauses"
             )
-        mel, num_mels = self._log_mel(signal, lengths)
+        # In float16 what is quiet is 0, and its logarithm none.
+        with torch.autocast(signal.device.type, enabled=False):
+            mel, num_mels = self._log_mel(signal.float(), lengths)
         x = nn.functional.gelu(self.encoder.conv1(mel))
         # The convolution's bias has filled what is zero when an utterance is alone.
         x = _zero_padding(x, num_mels)

@@ -108,6 +108,12 @@ def test_a_broken_recording_is_left_out(settings, tmp_path, capsys):
     broken = tmp_path / "utt3-004.flac"
     broken.write_bytes(broken.read_bytes()[:2000])
     new = settings | {"manifests": [str(csv)], "cache": str(tmp_path / "new.h5")}
+    empty = tmp_path / "utt3-005.flac"
+    soundfile.write(empty, torch.zeros(0).numpy(), 16000)
+    with pytest.raises(ValueError, match="2 of 12 utterances rejected"):
+        build(new)
+    write_corpus(tmp_path, 12, 3)
+    broken.write_bytes(broken.read_bytes()[:2000])
     with pytest.raises(ValueError, match="1 of 12 utterances rejected.*broken audio"):
         build(new)
     assert not [*tmp_path.glob("new.h5.partial*")]
@@ -213,9 +219,12 @@ def test_an_mp3_may_be_longer_than_its_header_says(
 ):
     csv = write_corpus(tmp_path, 3, 5, suffix="mp3")
     info = soundfile.info
-    longer = lambda path: SimpleNamespace(  # noqa: E731
-        frames=info(path).frames + 1152, samplerate=16000, format=info(path).format
-    )
+
+    def longer(path):
+        told = info(path)
+        told.frames += 1152
+        return told
+
     monkeypatch.setattr("cif_lobes.cache.speech_states.soundfile.info", longer)
     path = str(tmp_path / "mp3.h5")
     build({**settings, "cache": path, "manifests": [str(csv)]})
