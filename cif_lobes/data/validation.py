@@ -131,27 +131,22 @@ def check_utterances(
     if count_tokens is None:
         count_tokens = len if limits.language == "zh" else lambda t: len(t.split())
     accepted, rejected, seen = [], [], set()
-    with ThreadPoolExecutor() as pool:
-        measured = pool.map(measure, utterances)
-        bar = tqdm(measured, split, len(utterances), unit=" files", disable=None)
-        for u, rate, problem in bar:
-            u = dataclasses.replace(u, wrd=u.wrd and normalize(u.wrd, limits.language))
-            if not problem and u.wav in examined:
-                u, problem = _decoded(u, examined[u.wav])
-            if u.id in seen:
-                problem = "duplicate id", f"also earlier in {split}"
-            elif taken.setdefault(u.id, u.wav) != u.wav:
-                problem = "duplicate id", f"{taken[u.id]} in another split"
-            elif u.wrd is None:
-                problem = "missing transcript", "not in the transcript file"
-            elif not u.wrd:
-                problem = "empty text", "nothing but white space"
-            problem = problem or _limit_problem(u, rate, limits, count_tokens)
-            seen.add(u.id)
-            if problem:
-                rejected.append(Rejected(u.id, split, u.wav, *problem))
-            else:
-                accepted.append(u)
+    for u, rate, problem in _measured(utterances, split, examined):
+        u = dataclasses.replace(u, wrd=u.wrd and normalize(u.wrd, limits.language))
+        if u.id in seen:
+            problem = "duplicate id", f"also earlier in {split}"
+        elif taken.setdefault(u.id, u.wav) != u.wav:
+            problem = "duplicate id", f"{taken[u.id]} in another split"
+        elif u.wrd is None:
+            problem = "missing transcript", "not in the transcript file"
+        elif not u.wrd:
+            problem = "empty text", "nothing but white space"
+        problem = problem or _limit_problem(u, rate, limits, count_tokens)
+        seen.add(u.id)
+        if problem:
+            rejected.append(Rejected(u.id, split, u.wav, *problem))
+        else:
+            accepted.append(u)
     return accepted, rejected
 
 
@@ -244,10 +239,7 @@ def take_usable(utterances, name, listing, max_rejected, audio_memory):
     """
     examined = AudioMemory(audio_memory).examine(u.wav for u in utterances)
     kept, lost = [], []
-    for u in utterances:
-        u, _, problem = measure(u)  # as training does, stretches included
-        if not problem and u.wav in examined:
-            u, problem = _decoded(u, examined[u.wav])
+    for u, _, problem in _measured(utterances, name, examined):
         if problem:
             lost.append(Rejected(u.id, name, u.wav, *problem))
         else:
@@ -323,6 +315,17 @@ def check_counts(split, found, published):
             f"{split} is not the published one: its results do not compare. Unless it "
             "is meant to be a part, see rejected.csv or download the corpus again"
         )
+
+
+def _measured(utterances, name, examined):
+    """Each utterance with its duration, the sample rate in Hz, the problem or None."""
+    with ThreadPoolExecutor() as pool:
+        measured = pool.map(measure, utterances)
+        bar = tqdm(measured, name, len(utterances), unit=" files", disable=None)
+        for u, rate, problem in bar:
+            if not problem and u.wav in examined:
+                u, problem = _decoded(u, examined[u.wav])
+            yield u, rate, problem
 
 
 def _decoded(u, examined):

@@ -6,9 +6,10 @@ more halves them, twelve Transformer layers of width 480 follow, and a hint head
 goes back to the teacher's frames and width.
 
 No frame depends on how far its utterance was padded, and there are as many frames as the
-teacher has, whatever the length. Both differ from the authors' code: there the first
-normalisation counts padding in, and an odd last frame is dropped. It also multiplies the
-front-end's gradient by 0.1, which changes nothing under AdamW without clipping.
+teacher has, whatever the length (a Whisper may have one more). Both differ from the authors'
+code: there the first normalisation counts padding in, and an odd last frame is dropped. It
+also multiplies the front-end's gradient by 0.1, which changes nothing under AdamW without
+clipping.
 
 Needs torch only: `s3prl_export` copies this file to people who have nothing else of it.
 """

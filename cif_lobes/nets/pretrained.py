@@ -52,7 +52,7 @@ def load_encoder(source, silence_seconds=1.0, name="ears"):
         inner = {k: v for k, v in parameters.items() if k.startswith("student.")}
         student.load_state_dict({k.partition(".")[2]: v for k, v in inner.items()})
         return StudentEars(student, settings["student"])
-    model = load_model(source, KINDS, name)
+    model = load_model(source, name)
     if model.config.model_type == "whisper":
         import transformers
 
@@ -62,7 +62,7 @@ def load_encoder(source, silence_seconds=1.0, name="ears"):
     return WaveformEncoder(model)
 
 
-def load_model(source, kinds, name):
+def load_model(source, name):
     """The HuggingFace model of a folder or of the hub, in float32; of Whisper, its encoder.
 
     Arguments
@@ -70,8 +70,6 @@ def load_model(source, kinds, name):
     source : str or dict
         Folder (read with the hub off), or a name on the hub. Or a configuration,
         `model_type` and what differs from its default: random weights, always the same.
-    kinds : tuple of str
-        Model types that will do.
     name : str
         What it is to who asks, and the option that names it: ears or teacher.
 
@@ -91,7 +89,7 @@ def load_model(source, kinds, name):
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     if isinstance(source, dict):
-        return _random(source, kinds, name)
+        return _random(source, name)
     source = os.fspath(source)
     is_folder = os.path.isdir(source)
     if not is_folder and source.startswith((".", "/", "~")):
@@ -110,7 +108,7 @@ def load_model(source, kinds, name):
             f"{name} {source}: {where} its config.json. Correct --{name}, or give a folder "
             f"({str(error).splitlines()[0]})"
         ) from None
-    _check_kind(config, kinds, f"{name} {source}", name)
+    _check_kind(config, f"{name} {source}", name)
     alone = config.architectures == [WhisperEncoder.__name__]  # as `save` leaves it
     cls = WhisperEncoder if alone else transformers.AutoModel
     model, report = cls.from_pretrained(
@@ -131,14 +129,14 @@ def load_model(source, kinds, name):
     return model.encoder if config.model_type == "whisper" and not alone else model
 
 
-def _random(settings, kinds, name):
+def _random(settings, name):
     """The model of a configuration; its weights are the same in every run."""
     import transformers
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     settings = dict(settings)
     config = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
-    _check_kind(config, kinds, name, name)
+    _check_kind(config, name, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if config.model_type == "whisper":
@@ -146,9 +144,9 @@ def _random(settings, kinds, name):
         return transformers.AutoModel.from_config(config)
 
 
-def _check_kind(config, kinds, name, option):
-    if config.model_type not in kinds:
+def _check_kind(config, name, option):
+    if config.model_type not in KINDS:
         raise ValueError(
-            f"{name} is a {config.model_type} model, must be one of {', '.join(kinds)}: "
+            f"{name} is a {config.model_type} model, must be one of {', '.join(KINDS)}: "
             f"correct --{option}"
         )
