@@ -1,4 +1,4 @@
-"""Pretrained ears that do not hear, for docs/errors.md."""
+"""Pretrained ears that do not hear, or do not teach, for docs/errors.md."""
 
 import json
 from types import SimpleNamespace
@@ -10,12 +10,11 @@ from tiny_ears import FAMILIES, make_folder
 
 from cif_lobes.cache.build import build
 from cif_lobes.cache.ears import EarsStates, check_present, open_ears_cache
+from cif_lobes.cache.speech_states import SpeechStates, open_speech_cache
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import find_ears
 from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.runs.ears import check_settings, load_ears
-
-TITLE = "Pretrained ears"
 
 
 def _settings(**changes):
@@ -45,7 +44,7 @@ def _others(folder):
     load_ears({"features": features, "ears": ears, "output_folder": out})
 
 
-def _states(folder, family="whisper", seconds=1.0, **changes):
+def _states(folder, family="whisper", seconds=1.0, kind=EarsStates, **changes):
     """A cache of one recording, about to be built."""
     soundfile.write(
         folder / "a.wav", np.linspace(-0.1, 0.1, int(seconds * 16000)), 16000
@@ -56,6 +55,9 @@ def _states(folder, family="whisper", seconds=1.0, **changes):
         "ears": FAMILIES[family],
         "ears_layers": [3],
         "ears_silence_seconds": 1.0,
+        "teacher": FAMILIES[family],
+        "layers": [3],
+        "teacher_silence_seconds": 1.0,
         "max_rejected": 0.01,
         "cache": str(folder / "ears.h5"),
         "manifests": [str(csv)],
@@ -66,24 +68,40 @@ def _states(folder, family="whisper", seconds=1.0, **changes):
         "device": "cpu",
         **changes,
     }
-    return EarsStates(settings)
+    return kind(settings)
 
 
 def _cached(folder, change=lambda folder: None, **other):
     """Open the cache of one recording after something has changed."""
     states = _states(folder)
-    command = [
-        "extract_teacher.py",
-        "build",
-        "recipes/AISHELL-1/hparams/extract_ears.yaml",
-    ]
-    with mock.patch("sys.argv", command):
-        build(states)
+    _build(states, "recipes/AISHELL-1/hparams/extract_ears.yaml")
     change(folder)
     settings = _wanted(folder, **other)
     encoder = load_encoder(FAMILIES["whisper"], settings["ears_silence_seconds"])
     manifests = {"train": settings["manifests"][0]}
     open_ears_cache(states.hparams["cache"], encoder, manifests, settings)
+
+
+def _build(states, yaml):
+    with mock.patch("sys.argv", ["extract_teacher.py", "build", yaml]):
+        build(states)
+
+
+def _taught(folder, **other):
+    """Open a teacher's cache of one recording with other settings."""
+    states = _states(folder, kind=SpeechStates)
+    _build(states, "recipes/LibriSpeech/hparams/extract_hubert.yaml")
+    settings = {**states.hparams, "teacher": "openai/whisper-base", **other}
+    teacher = load_encoder(FAMILIES["whisper"], settings["teacher_silence_seconds"])
+    open_speech_cache(states.hparams["cache"], teacher, settings)
+
+
+def _lost(folder):
+    """Extract from a csv that names a recording which is not there."""
+    hparams = _states(folder, kind=SpeechStates).hparams
+    with open(folder / "a.csv", "a", encoding="utf-8") as file:
+        file.write("u2,1.0,b.wav,s,hi\n")
+    SpeechStates(hparams)
 
 
 def _wanted(folder, **changes):
@@ -109,7 +127,7 @@ def _record_again(folder):
     soundfile.write(folder / "a.wav", np.linspace(0.1, -0.1, 16000), 16000)
 
 
-CASES = {
+EARS = {
     "`--ears /models/none`": lambda folder: load_encoder(str(folder / "none")),
     "`--ears` names a text model": lambda folder: load_encoder({"model_type": "bert"}),
     "`--ears_width 768` with a narrow model": _load(width=768),
@@ -131,3 +149,13 @@ CASES = {
     "a cache without speed 100": lambda f: _states(f, speeds=[90, 110]),
     "a cache without the layer": lambda f: _cached(f, ears_layers=[2]),
 }
+
+TEACHERS = {
+    "a recording that is not there": _lost,
+    "a cache of a Whisper that heard other silence": lambda f: _taught(
+        f, teacher_silence_seconds=0.3
+    ),
+    "a cache without a layer that is taught": lambda f: _taught(f, layers=[2, 3]),
+}
+
+SECTIONS = {"Pretrained ears": EARS, "Speech encoders as teachers": TEACHERS}

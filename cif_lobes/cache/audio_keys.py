@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 
+from cif_lobes.data.validation import MEMORY
 from cif_lobes.storage.atomic_files import write_atomically
 
 
@@ -55,6 +56,11 @@ def audio_keys(utterances, memory):
 def memory_of(cache):
     """Where the hashes of a cache's recordings are remembered."""
     return f"{cache}.audio.json"
+
+
+def decoded_of(cache):
+    """Where it is remembered which of them can be decoded."""
+    return f"{cache}.{MEMORY}"
 
 
 def _hash(path):

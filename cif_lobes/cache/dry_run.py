@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 
-from cif_lobes.cache.audio_keys import memory_of
+from cif_lobes.cache.audio_keys import decoded_of, memory_of
 from cif_lobes.cache.build import count_rows
 from cif_lobes.storage.record import peak_memory
 
@@ -36,11 +36,12 @@ def estimate(kind, hparams):
     """
     path = pathlib.Path(hparams["cache"])
     with tempfile.TemporaryDirectory(prefix="dry_run_") as nowhere:
-        # Hashes of recordings are remembered beside a cache.
-        elsewhere = str(pathlib.Path(nowhere, path.name))
-        if os.path.exists(memory_of(path)):
-            shutil.copyfile(memory_of(path), memory_of(elsewhere))
-        hparams["cache"] = elsewhere
+        # What is known of recordings is remembered beside a cache.
+        elsewhere = pathlib.Path(nowhere, path.name)
+        for known in memory_of, decoded_of:
+            if os.path.exists(known(path)):
+                shutil.copyfile(known(path), known(elsewhere))
+        hparams["cache"] = str(elsewhere)
         tokenizer = hparams.get("tokenizer")
         if tokenizer is not None and not os.path.exists(tokenizer.path):
             # It is made with the first cache, and kept for training.

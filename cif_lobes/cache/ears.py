@@ -6,7 +6,6 @@ some other speeds; what else changes waveforms in training is refused together w
 cache (`cif_lobes.runs.ears`).
 """
 
-import json
 import math
 import os
 import shlex
@@ -15,7 +14,13 @@ from typing import NamedTuple
 import torch
 from speechbrain.augment.time_domain import SpeedPerturb
 
-from cif_lobes.cache.speech_states import SpeechStates, open_for
+from cif_lobes.cache.speech_states import (
+    SpeechStates,
+    open_for,
+    options,
+    problems_of,
+    refuse,
+)
 from cif_lobes.data.batches import at_speed
 from cif_lobes.data.manifest import Utterance, read_manifest
 
@@ -120,10 +125,6 @@ class EarsStates(SpeechStates):
             f"  speeds    {', '.join(map(str, made.get('speeds', [100])))} %",
         ]
 
-    def problems(self, cache):
-        """What of a cache does not fit the manifests."""
-        return _problems(cache, self.keys)
-
 
 def identity_of(encoder, layers):
     """Attributes that decide the states."""
@@ -151,7 +152,7 @@ def check_present(path, settings):
     if os.path.exists(path):
         return
     command = (
-        f"python extract_teacher.py <hparams/extract_ears*.yaml> {_options(settings)} "
+        f"python extract_teacher.py <hparams/extract_ears*.yaml> {options(settings)} "
         f"--cache {shlex.quote(str(path))}"
     )
     if os.path.exists(f"{path}.partial"):
@@ -197,7 +198,7 @@ def open_ears_cache(path, encoder, manifests, settings):
         raise ValueError(
             f"ears cache {cache.path} has not heard {unheard[0]} ({len(unheard):,} of "
             f"{wanted:,} are missing). Train with --speeds '[100]', or run: "
-            f"{cache.build_command} {_options(settings, ['speeds'])} --overwrite True"
+            f"{cache.build_command} {options(settings, ['speeds'])} --overwrite True"
         )
     cache.use_layers(list(settings["ears_layers"]))
     return cache
@@ -214,18 +215,6 @@ def _unheard(cache, keys, manifests, speeds):
     return unheard, len(wanted)
 
 
-def _options(settings, names=None):
-    """Settings of a yaml as a command line has them."""
-    words = []
-    for name in settings if names is None else names:
-        value = settings[name]
-        is_text = isinstance(value, str | os.PathLike)
-        # JSON is YAML, too.
-        value = str(value) if is_text else json.dumps(value, separators=(",", ":"))
-        words += [f"--{name}", value]
-    return shlex.join(words)
-
-
 def _check(cache, encoder, keys, settings, also):
     """Refuse a cache of other ears, layers or recordings.
 
@@ -236,26 +225,11 @@ def _check(cache, encoder, keys, settings, also):
     lacking = sorted({*settings["ears_layers"]} - {*stored})
     silence = {"silence_samples": identity["silence_samples"]}
     found = {
-        "ears": _problems(cache, {}, ears_weights=identity["ears_weights"]),
-        "ears_silence_seconds": _problems(cache, {}, **silence),
+        "ears": problems_of(cache, {}, ears_weights=identity["ears_weights"]),
+        "ears_silence_seconds": problems_of(cache, {}, **silence),
         "ears_layers": [
             f"it has layers {stored}, ears_layers names {n}" for n in lacking[:1]
         ],
-        "manifests": _problems(cache, keys),
+        "manifests": problems_of(cache, keys),
     }
-    problems = [problem for problems in found.values() for problem in problems]
-    if problems:
-        names = [*(name for name, problems in found.items() if problems), *also]
-        raise ValueError(
-            f"ears cache {cache.path}: {'; '.join(problems)}. Run: {cache.build_command} "
-            f"{_options(settings, names)} --overwrite True"
-        )
-
-
-def _problems(cache, keys, **expected):
-    """Those of the cache, which speaks of transcripts."""
-    found = cache.problems(keys, **expected)
-    return [
-        p.replace("transcripts differ", "recordings differ").partition(": the manif")[0]
-        for p in found
-    ]
+    refuse(cache, "ears", found, settings, also)

@@ -6,6 +6,7 @@ from cif_lobes.cache.build import VERBS
 from cif_lobes.cache.dry_run import estimate
 from cif_lobes.cache.ears import EarsStates
 from cif_lobes.cache.posteriors import Posteriors
+from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.speech_states import SpeechStates
 from cif_lobes.cache.text_states import TextStates
 from cif_lobes.devices.precision import full_float32
@@ -37,6 +38,9 @@ def run(verb, hparams_file, run_opts, overrides):
     dry_run = run_opts is not None and run_opts.get("dry_run")
     if dry_run and verb != "build":
         raise ValueError(f"--dry_run is of build, {verb} writes nothing anyway")
+    if verb != "build":
+        # One that is not there is said before a corpus is decoded for it.
+        TeacherCache(hparams["cache"])
     if dry_run:
         estimate(kind, hparams)
     else:

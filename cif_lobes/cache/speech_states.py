@@ -5,18 +5,20 @@ twelve layers of 100 hours take 332 GB in float16, three take 83 GB. What is cac
 belongs to whole, unchanged waveforms, which are what `training.fithubert` trains on.
 """
 
+import json
 import os
+import shlex
 
 import soundfile
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from cif_lobes.cache.audio_keys import audio_keys, memory_of
+from cif_lobes.cache.audio_keys import audio_keys, decoded_of, memory_of
 from cif_lobes.cache.build import TeacherStates, count_rows
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.batches import read_utterance
-from cif_lobes.data.manifest import read_manifest
-from cif_lobes.data.validation import MEMORY, take_usable
+from cif_lobes.data.manifest import read_manifest, read_rows
+from cif_lobes.data.validation import take_usable
 from cif_lobes.nets.pretrained import load_encoder
 
 EXACT = (
@@ -47,14 +49,13 @@ class SpeechStates(TeacherStates):
     def __init__(self, hparams):
         super().__init__(hparams)
         self.layers = sorted(hparams[self.setting])
-        found = {u.id: u for m in hparams["manifests"] for u in read_manifest(m)}
         # As training rejects them: one broken clip in a thousand must not stop it.
         heard = take_usable(
-            [*found.values()],
+            [u for m in hparams["manifests"] for u in read_rows(m)],
             "manifests",
             f"{hparams['cache']}.rejected.csv",
             hparams["max_rejected"],
-            f"{hparams['cache']}.{MEMORY}",
+            decoded_of(hparams["cache"]),
         )
         # Those of like durations side by side, for batches with little padding.
         utterances = sorted(heard, key=lambda u: (-u.duration, u.id))
@@ -133,7 +134,7 @@ class SpeechStates(TeacherStates):
 
     def check(self, cache):
         """A cache may have more layers than are asked for; all are computed again."""
-        _check(cache, self.teacher, self.layers, self.keys)
+        _check(cache, self.teacher, self.keys, self.hparams)
         self.layers = cache.attributes["layers"]
 
     def describe(self, cache):
@@ -162,7 +163,7 @@ class SpeechStates(TeacherStates):
 
     def problems(self, cache):
         """What of a cache does not fit the manifests."""
-        return cache.problems(self.keys)
+        return problems_of(cache, self.keys)
 
 
 def open_for(path, manifests):
@@ -210,7 +211,7 @@ def check_durations(durations, encoder, sample_rate, name):
         )
 
 
-def open_speech_cache(path, teacher, taught, manifests):
+def open_speech_cache(path, teacher, settings):
     """A cache that serves all that a training asks for.
 
     Arguments
@@ -219,10 +220,9 @@ def open_speech_cache(path, teacher, taught, manifests):
         From `extract_teacher.py build`.
     teacher : cif_lobes.nets.speech_encoder.SpeechEncoder
         The one that the states must be of.
-    taught : list of int
-        Layers that the student learns.
-    manifests : list of str
-        csv files of training and validation.
+    settings : dict
+        What extract_teacher.py would be asked for: teacher, layers (that the student
+        learns), teacher_silence_seconds, manifests (of training and validation).
 
     Returns
     -------
@@ -234,20 +234,72 @@ def open_speech_cache(path, teacher, taught, manifests):
     ValueError
         If it is of other weights, layers or recordings.
     """
-    cache, keys = open_for(path, manifests)
-    _check(cache, teacher, taught, keys)
+    cache, keys = open_for(path, settings["manifests"])
+    _check(cache, teacher, keys, settings)
     return cache
 
 
-def _check(cache, teacher, taught, keys):
+def _check(cache, teacher, keys, settings):
     """Refuse a cache of other weights, layers or recordings."""
-    layers = cache.attributes.get("layers", [])
-    problems = cache.problems(keys, **identity_of(teacher))
-    missing = sorted(set(taught) - set(layers))
-    if missing:
-        problems.append(f"it has layers {layers}, layer {missing[0]} is taught as well")
+    stored, silence = cache.attributes.get("layers", []), teacher.silence
+    missing = sorted({*settings["layers"]} - {*stored})
+    found = {
+        "teacher": problems_of(cache, {}, teacher_weights=teacher.weights_hash),
+        "teacher_silence_seconds": problems_of(cache, {}, silence_samples=silence),
+        "layers": [
+            f"it has layers {stored}, layer {n} is taught as well" for n in missing[:1]
+        ],
+        "manifests": problems_of(cache, keys),
+    }
+    refuse(cache, "teacher", found, settings)
+
+
+def problems_of(cache, keys, **expected):
+    """`TeacherCache.problems`, of a cache of speech: what it calls transcripts is audio."""
+    found = cache.problems(keys, **expected)
+    return [
+        p.replace("transcripts differ", "recordings differ").partition(": the manif")[0]
+        for p in found
+    ]
+
+
+def refuse(cache, name, found, settings, also=()):
+    """Refuse a cache for what was found of it, if anything was.
+
+    The command that made it would make it again: it is offered with what differs.
+
+    Arguments
+    ---------
+    cache : TeacherCache
+    name : str
+        What it is a cache of: ears or teacher.
+    found : dict of str to list of str
+        Problems, by the setting that each is of.
+    settings : dict
+        Values that those settings are to have.
+    also : list of str
+        Settings that are to be said besides.
+
+    Raises
+    ------
+    ValueError
+    """
+    problems = [problem for problems in found.values() for problem in problems]
     if problems:
+        names = [*(setting for setting in found if found[setting]), *also]
         raise ValueError(
-            f"teacher cache {cache.path}: {'; '.join(problems)}. With the teacher and "
-            f"manifests of now, run: {cache.build_command} --overwrite True"
+            f"{name} cache {cache.path}: {'; '.join(problems)}. Run: {cache.build_command} "
+            f"{options(settings, names)} --overwrite True"
         )
+
+
+def options(settings, names=None):
+    """Settings of a yaml as a command line has them; by default all."""
+    words = []
+    for name in settings if names is None else names:
+        value = settings[name]
+        is_text = isinstance(value, str | os.PathLike)
+        # JSON is YAML, too.
+        value = str(value) if is_text else json.dumps(value, separators=(",", ":"))
+        words += [f"--{name}", value]
+    return shlex.join(words)

@@ -221,15 +221,15 @@ class CacheWriter:
             return True
         if overwrite:
             return False
-        changes = [
+        changes = "; ".join(
             f"{name} was {before.get(name)!r}, is {value!r}"
             for name, value in identity.items()
             if before.get(name) != value
-        ]
+        )
         raise FileExistsError(
             f"{self.partial} is the beginning of another teacher cache: "
-            f"{'; '.join(changes) or 'other utterances, transcripts or speeds'}. Finish that "
-            "one with its settings, or discard it with --overwrite True"
+            f"{changes or 'other utterances, transcripts, recordings or speeds'}. Finish "
+            "that one with its settings, or discard it with --overwrite True"
         )
 
     def _start(self):

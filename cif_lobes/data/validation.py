@@ -4,11 +4,10 @@ Corpus preparers and users' own csv files go the same way, and nothing is droppe
 silence: every rejected utterance is in rejected.csv, with the reason.
 """
 
-import argparse
 import collections
+import contextlib
 import dataclasses
 import hashlib
-import logging
 import math
 import os
 import pathlib
@@ -26,8 +25,6 @@ from cif_lobes.data.manifest import (
 )
 from cif_lobes.data.text import normalize
 from cif_lobes.data.text_report import report_texts
-
-logger = logging.getLogger(__name__)
 
 MEMORY = "decoded.txt"  # remembers what check_audio has decoded
 
@@ -54,40 +51,6 @@ class Limits:
                 f"check_audio is {self.check_audio!r}: full (decode every file once) or "
                 "header"
             )
-
-
-def preparer_options(doc, data_folder):
-    """Command line that every corpus preparer has.
-
-    Arguments
-    ---------
-    doc : str
-        What it does.
-    data_folder : str
-        What that folder holds.
-
-    Returns
-    -------
-    argparse.ArgumentParser
-    """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data_folder", help=data_folder)
-    parser.add_argument("save_folder", help="receives the csv files")
-    parser.add_argument(
-        "--max_rejected",
-        type=float,
-        default=0.01,
-        help="largest share of a csv, 0 to 1, that may be rejected [%(default)s]",
-    )
-    parser.add_argument(
-        "--check_audio",
-        choices=("full", "header"),
-        default="full",
-        help="decode every file once, or read its header only [%(default)s]",
-    )
-    return parser
 
 
 def check_utterances(
@@ -215,11 +178,13 @@ def prepare_splits(splits, save_folder, limits, max_rejected=0.01, audio_memory=
 def take_usable(utterances, name, listing, max_rejected, audio_memory):
     """Those whose recordings can be decoded, for who needs no transcripts.
 
-    Writes a list like rejected.csv if some cannot.
+    Writes a list like rejected.csv if some cannot, else there is none.
 
     Arguments
     ---------
     utterances : list of Utterance
+        The same recording may be there twice, as in two manifests: it is taken once. The
+        first of two recordings with one id is kept.
     name : str
         What they are, for messages.
     listing : str
@@ -238,8 +203,17 @@ def take_usable(utterances, name, listing, max_rejected, audio_memory):
         If more than max_rejected cannot, or none can; the list is written.
     """
     examined = AudioMemory(audio_memory).examine(u.wav for u in utterances)
-    kept, lost = [], []
+    kept, lost, seen = [], [], {}
     for u, _, problem in _measured(utterances, name, examined):
+        first = seen.setdefault(u.id, u)
+        if first is not u:
+            if (first.wav, first.offset, first.duration) == (
+                u.wav,
+                u.offset,
+                u.duration,
+            ):
+                continue
+            problem = "duplicate id", f"also of {first.wav}"
         if problem:
             lost.append(Rejected(u.id, name, u.wav, *problem))
         else:
@@ -251,6 +225,9 @@ def take_usable(utterances, name, listing, max_rejected, audio_memory):
         print(
             f"{name}: {len(kept):,} utterances; rejected: {_per_reason(lost)}, see {listing}"
         )
+    else:  # what stood there has been mended
+        with contextlib.suppress(OSError):
+            os.unlink(listing)
     return kept
 
 
@@ -296,25 +273,6 @@ def prepare_own_data(
     limits = Limits(language, **limits)
     prepare_splits(splits, save_folder, limits, max_rejected, audio_memory)
     return targets
-
-
-def check_counts(split, found, published):
-    """Print counts beside the published ones; warn if they differ, as a subset does.
-
-    Arguments
-    ---------
-    split : str
-    found, published : dict of str to int
-        For instance {"utterances": 7176, "characters": 104765}.
-    """
-    print(f"{split:<16}{'found':>12}{'published':>12}")
-    for what, count in published.items():
-        print(f"  {what:<14}{found[what]:>12,}{count:>12,}")
-    if found != published:
-        logger.warning(
-            f"{split} is not the published one: its results do not compare. Unless it "
-            "is meant to be a part, see rejected.csv or download the corpus again"
-        )
 
 
 def _measured(utterances, name, examined):

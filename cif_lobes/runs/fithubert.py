@@ -22,9 +22,12 @@ def run(hparams_file, run_opts, overrides, prepare):
     cache = None
     brain = make_brain(hparams, run_opts, teacher)
     if hparams["teacher_cache"]:
-        taught = [int(layer) for layer in hparams["modules"]["student"].heads]
-        path = hparams["teacher_cache"]
-        cache = open_speech_cache(path, teacher, taught, manifests.values())
+        names = "teacher", "teacher_silence_seconds"
+        settings = {name: hparams[name] for name in names} | {
+            "layers": [int(layer) for layer in hparams["modules"]["student"].heads],
+            "manifests": [*map(str, manifests.values())],
+        }
+        cache = open_speech_cache(hparams["teacher_cache"], teacher, settings)
         brain.hparams.cached_layers = cache.attributes["layers"]
         brain.teacher = None  # has been compared, and is not needed any more
     datasets = {

@@ -11,11 +11,10 @@ import os
 import pathlib
 
 from cif_lobes.data.manifest import Utterance
+from cif_lobes.data.preparers import check_counts, preparer_options
 from cif_lobes.data.validation import (
     Limits,
-    check_counts,
     prepare_splits,
-    preparer_options,
 )
 from cif_lobes.settings.program import run_program
 

@@ -52,7 +52,7 @@ def test_an_interrupted_build_of_something_else_is_not_continued(tmp_path):
     with pytest.raises(FileExistsError, match="dtype was 'float16', is 'float32'"):
         open_writer(path, dtype="float32")
     with pytest.raises(
-        FileExistsError, match="other utterances, transcripts or speeds"
+        FileExistsError, match="other utterances, transcripts, recordings or speeds"
     ):
         open_writer(path, utterances={**UTTERANCES, "f": "same"})
     with open_writer(path) as writer:

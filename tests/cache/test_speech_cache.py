@@ -1,6 +1,7 @@
 """Cached layers of a speech teacher: what is in them, what is refused, the same loss."""
 
 import json
+import pathlib
 import shutil
 from types import SimpleNamespace
 
@@ -14,7 +15,9 @@ from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from tiny_hubert import TEACHER, cache_settings, distil_arguments, make_student
 
+from cif_lobes.cache import extraction
 from cif_lobes.cache.build import VERBS
+from cif_lobes.cache.dry_run import estimate
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.speech_states import SpeechStates, open_speech_cache
 from cif_lobes.nets.pretrained import load_encoder
@@ -127,6 +130,61 @@ def test_a_broken_recording_is_left_out(settings, tmp_path, capsys):
     assert "is up to date" in capsys.readouterr().out
 
 
+def test_a_lost_recording_and_a_second_of_one_id_are_left_out(
+    settings, tmp_path, capsys
+):
+    """As training does; a recording of two manifests is no second one."""
+    train, valid = (
+        write_corpus(tmp_path / "a", 12, 3),
+        write_corpus(tmp_path / "b", 2, 3),
+    )
+    both = tmp_path / "a" / "both.csv"
+    both.write_text(train.read_text())
+    lost = tmp_path / "a" / "utt3-004.flac"
+    kept = lost.read_bytes()
+    lost.unlink()
+    manifests = [str(train), str(valid), str(both)]
+    new = settings | {"manifests": manifests, "cache": str(tmp_path / "new.h5")}
+    listing = tmp_path / "new.h5.rejected.csv"
+    # utt3-000 and -001 of the second folder are other recordings.
+    with pytest.raises(ValueError, match="3 of 14 .*: 2 duplicate id, 1 missing audio"):
+        build(new)
+    new["manifests"] = [str(train)]
+    build(new | {"max_rejected": 0.1})
+    assert "11 utterances; rejected: 1 missing audio" in capsys.readouterr().out
+    assert listing.exists()
+    lost.write_bytes(kept)
+    with pytest.raises(ValueError, match=r"11 of 12 utterances \(1 missing"):
+        build(new)
+    assert not listing.exists(), "all can be heard"
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_a_cache_that_is_not_there_is_said_first(settings, tmp_path, verb):
+    """Nothing is decoded for it, and nothing written."""
+    yaml = tmp_path / "extract.yaml"
+    new = settings | {"cache": str(tmp_path / "none" / "new.h5")}
+    yaml.write_text(json.dumps(new))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        extraction.run(verb, yaml, None, "{}")
+    assert [*tmp_path.iterdir()] == [yaml]
+
+
+def test_a_dry_run_decodes_nothing_again(settings, cache, tmp_path, capsys):
+    """What is known of recordings is used; nothing is written."""
+    before = {
+        path: path.read_bytes() for path in pathlib.Path(cache.path).parent.iterdir()
+    }
+    capsys.readouterr()
+    estimate(SpeechStates, dict(settings))
+    shown = capsys.readouterr().out
+    assert "12 utterances" in shown and "decoded" not in shown
+    after = {
+        path: path.read_bytes() for path in pathlib.Path(cache.path).parent.iterdir()
+    }
+    assert after == before
+
+
 def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
     again = {**settings, "cache": str(tmp_path / "again.h5")}
     forward, calls = WaveformEncoder.forward, []
@@ -148,21 +206,33 @@ def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused(settings, cache, corpus, tmp_path):
+    """With the command that mends it: the one that made it would make it again."""
     path, teacher = settings["cache"], load_encoder(TEACHER)
-    open_speech_cache(path, teacher, [1, 3], [corpus[1]])
-    with pytest.raises(ValueError, match=r"has layers \[1, 3\], layer 2 is taught"):
-        open_speech_cache(path, teacher, [1, 2, 3], [corpus[1]])
-    with pytest.raises(ValueError, match="12 of 60 utterances"):
-        open_speech_cache(path, teacher, [1, 3], corpus)
-    with pytest.raises(ValueError, match="teacher_weights is '.*', expected '.*'"):
-        other = load_encoder({**TEACHER, "intermediate_size": 16})
-        open_speech_cache(path, other, [1, 3], [corpus[1]])
+    open_speech_cache(path, teacher, settings)
+
+    def refused(match, encoder=teacher, **changes):
+        with pytest.raises(ValueError, match=match):
+            open_speech_cache(path, encoder, settings | changes)
+
+    layers = [1, 2, 3]
+    refused(
+        r"has layers \[1, 3\], layer 2 is taught as well\. Run: .* --layers '\[1,2,3\]' "
+        "--overwrite True",
+        layers=layers,
+    )
+    manifests = [*map(str, corpus)]
+    refused("12 of 60 utterances.* --manifests '.*' --overwrite", manifests=manifests)
+    changed = {**TEACHER, "intermediate_size": 16}
+    refused(
+        "teacher_weights is '.*', expected '.*'. Run: .* --teacher '.*16,.*' --overwrite",
+        load_encoder(changed),
+        teacher=changed,
+    )
     # Another recording under the same id, of the same length.
     other = write_corpus(tmp_path, 12, 2)
     audio, rate = soundfile.read(tmp_path / "utt2-003.flac")
     soundfile.write(tmp_path / "utt2-003.flac", -audio, rate)
-    with pytest.raises(ValueError, match="first utt2-003"):
-        open_speech_cache(path, teacher, [1, 3], [other])
+    refused("first utt2-003", manifests=[str(other)])
     with pytest.raises(ValueError, match="is there and is another: layers is"):
         build({**settings, "layers": [2]})
     with pytest.raises(

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from conftest import rows_of
 
-from cif_lobes.data import manifest, validation
+from cif_lobes.data import manifest, preparers, validation
 from cif_lobes.data.manifest import Utterance
 from cif_lobes.data.validation import Limits
 
@@ -381,7 +381,7 @@ def test_own_data_is_never_overwritten(tmp_path, good):
 @pytest.mark.parametrize("found", [7176, 7175])
 def test_counts_warn_only_where_they_differ(caplog, capsys, found):
     with caplog.at_level(logging.WARNING):
-        validation.check_counts("test", {"utterances": found}, {"utterances": 7176})
+        preparers.check_counts("test", {"utterances": found}, {"utterances": 7176})
     assert f"{found:,}" in capsys.readouterr().out
     assert bool(caplog.records) == (found != 7176)
 

@@ -97,7 +97,7 @@ def test_its_cache_gives_the_same_loss(settings, corpus):
     VERBS["build"](SpeechStates(settings))
     teacher = load_encoder(WHISPER, 0.5)
     student = student_of(teacher)
-    cache = open_speech_cache(settings["cache"], teacher, [1, 2, 3], [corpus[1]])
+    cache = open_speech_cache(settings["cache"], teacher, settings)
     live, _ = loss_of(teacher, student, make_audio_dataset(corpus[1], 16000))
     cached, _ = loss_of(
         teacher, student, make_audio_dataset(corpus[1], 16000, cache), [1, 2, 3]
@@ -105,8 +105,10 @@ def test_its_cache_gives_the_same_loss(settings, corpus):
     torch.testing.assert_close(cached, live, rtol=1e-4, atol=0)
     for seconds in (0.0, 1.0):
         other = load_encoder(WHISPER, seconds)
-        with pytest.raises(ValueError, match="silence_samples is 8000, expected"):
-            open_speech_cache(settings["cache"], other, [1], [corpus[1]])
+        asked = settings | {"teacher_silence_seconds": seconds}
+        remedy = f"--teacher_silence_seconds {seconds} --overwrite True"
+        with pytest.raises(ValueError, match=f"silence_samples is 8000.*{remedy}"):
+            open_speech_cache(settings["cache"], other, asked)
 
 
 def test_what_is_too_long_is_found_before_anything_is_heard(settings, tmp_path):
