@@ -43,6 +43,7 @@ from cif_lobes.storage.record import RunRecord
 from cif_lobes.storage.run_files import (
     keep_settings,
     keep_tokenizer,
+    kept_tokenizer,
 )
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,12 @@ def load_settings(hparams_file, run_opts, overrides):
 def fit_tokenizer(hparams, manifest):
     """Make or load the vocabulary of a training manifest; keep it in the run folder."""
     tokenizer = hparams["tokenizer"]
+    if tokenizer.path.exists() and not kept_tokenizer(hparams).exists():
+        # Shared by the rows of a corpus on purpose; by two corpora perhaps not.
+        print(
+            f"vocabulary: {tokenizer.path}, which is there already. For one of these "
+            "transcripts give another --manifest_folder"
+        )
     tokenizer.fit(u.wrd for u in read_manifest(manifest))
     found = len(tokenizer.symbols)
     if found < tokenizer.vocab_size / 2:

@@ -8,7 +8,9 @@ from conftest import ROOT, TINY, tiny_arguments, train
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from programs import run_python
 
+from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.devices.processes import check_device
+from cif_lobes.runs.stages import fit_tokenizer
 from cif_lobes.runs.start import check_network, read_plain
 from cif_lobes.storage.checkpoints import SafeCheckpointer
 
@@ -151,6 +153,22 @@ def test_another_vocabulary_leaves_the_run_as_it_was(run, corpus, tmp_path):
     assert done.returncode == 1
     assert "vocab_size is 8 there and 9 here" in done.stderr
     assert (run / "hyperparams.yaml").read_text() == before
+
+
+def test_a_vocabulary_that_was_there_is_said_once(tmp_path, capsys):
+    """Two corpora in one manifest_folder share one, which may not be meant."""
+    manifest = tmp_path / "train.csv"
+    manifest.write_text(f"ID,duration,wav,spk_id,wrd\na,1.0,{__file__},s,甲乙\n")
+    told = []
+    for folder in ("first", "second", "second"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        hparams = {
+            "tokenizer": CharTokenizer(tmp_path / "chars_6.txt", 6, "zh"),
+            "output_folder": tmp_path / folder,
+        }
+        fit_tokenizer(hparams, manifest)
+        told.append("which is there already" in capsys.readouterr().out)
+    assert told == [False, True, False]
 
 
 def test_nothing_appears_in_the_working_directory(tmp_path, corpus):
