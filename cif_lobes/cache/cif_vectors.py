@@ -107,9 +107,8 @@ def build(
                     size = max(1, int(batch_seconds / left[0].duration))
                     batch, left = left[:size], left[size:]
                     # The same, whoever builds it, and however often it was interrupted.
-                    vectors = _with_masked(
-                        recognizer, batch, masked_copies, augment, writer.committed
-                    )
+                    seed = writer.committed
+                    vectors = _encode(recognizer, batch, masked_copies, augment, seed)
                     writer.append(torch.cat(vectors), len(batch))
                     bar.update(len(batch))
         writer.finish()
@@ -117,32 +116,28 @@ def build(
     return TeacherCache(path)
 
 
-def _with_masked(recognizer, utterances, copies, augment, seed):
+def _encode(recognizer, utterances, copies=0, augment=None, seed=0):
     """Vectors [U, D] of each utterance, or [U, 1 + copies, D] with masked copies."""
-    plain = _encode(recognizer, utterances)
-    if not copies:
-        return plain
-    device = recognizer.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        masked = [_encode(recognizer, utterances, augment) for _ in range(copies)]
-    return [torch.stack(same, dim=1) for same in zip(plain, *masked, strict=True)]
-
-
-def _encode(recognizer, utterances, augment=None):
-    """Vectors [U, D] of each utterance."""
     tokenizer = recognizer.tokenizer
     tokens = [
         torch.tensor([*tokenizer.encode(u.wrd), tokenizer.eos_index])
         for u in utterances
     ]
     lengths = [len(ids) for ids in tokens]
+    targets = torch.tensor(lengths), pad_sequence(tokens, batch_first=True)
     signals = [read_utterance(u, recognizer.sample_rate) for u in utterances]
-    fired = recognizer(
+    # Heard once: pretrained ears take nearly all of the time.
+    x, x_lengths = recognizer.hear(
         pad_sequence(signals, batch_first=True),
         torch.tensor([len(signal) for signal in signals]),
-        torch.tensor(lengths),
-        pad_sequence(tokens, batch_first=True),
-        augment,
     )
-    return [x[:U].cpu() for x, U in zip(fired.embeddings, lengths, strict=True)]
+    fired = [recognizer.fire(x, x_lengths, *targets)]
+    device = recognizer.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for _ in range(copies):
+            masked = augment(x, x_lengths)
+            fired.append(recognizer.fire(masked, x_lengths, *targets))
+    vectors = torch.stack([f.embeddings.cpu() for f in fired], dim=2)
+    vectors = vectors if copies else vectors.squeeze(2)
+    return [x[:U] for x, U in zip(vectors, lengths, strict=True)]

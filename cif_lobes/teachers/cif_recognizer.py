@@ -36,8 +36,8 @@ class FrozenRecognizer(FrozenRun):
             )
 
     @torch.no_grad()
-    def forward(self, waves, lengths, target_lengths=None, targets=None, augment=None):
-        """What CIF fires for a padded batch.
+    def hear(self, waves, lengths):
+        """Features of a padded batch.
 
         Arguments
         ---------
@@ -45,24 +45,35 @@ class FrozenRecognizer(FrozenRun):
             Or cached states of its ears, see `cif_lobes.nets.ears.PretrainedEars`.
         lengths : torch.Tensor, [B], int64
             Samples of each.
+
+        Returns
+        -------
+        x : torch.Tensor, [B, T, F]
+        x_lengths : torch.Tensor, [B], int64
+            Frames of each.
+        """
+        return self.network.features(waves.to(self.device), lengths.to(self.device))
+
+    @torch.no_grad()
+    def fire(self, x, x_lengths, target_lengths=None, targets=None):
+        """What CIF fires for features, or for such as masks have left.
+
+        Arguments
+        ---------
+        x, x_lengths : torch.Tensor
+            As `hear` returns them.
         target_lengths : torch.Tensor, [B], int64, optional
             True number of tokens, end of sentence included, to which weights are scaled.
         targets : torch.Tensor, [B, U], int64, optional
             And what they are.
-        augment : callable, optional
-            Features [B, T, F] and frames of each [B] to features that are heard instead.
 
         Returns
         -------
         cif_lobes.cif.CIFOutput
         """
-        waves, lengths = waves.to(self.device), lengths.to(self.device)
         if target_lengths is not None:
             target_lengths = target_lengths.to(self.device)
         if targets is not None:
             targets = targets.to(self.device)
-        x, x_lengths = self.network.features(waves, lengths)
-        if augment is not None:
-            x = augment(x, x_lengths)
         x, x_lengths = self.network.encoder(x, x_lengths)
         return self.network.cif(x, x_lengths, target_lengths, targets)

@@ -46,9 +46,12 @@ class SpeechLLMBrain(RecognizerBrain):
         In training through masks: of speech that it has learnt from, the recogniser fires
         better vectors than it ever will again.
         """
-        x, lengths = self.listen(batch, stage)
+        signal, lengths = self.listen(batch, stage)
+        x, x_lengths = self.recognizer.hear(signal, lengths.on_device)
         augment = self.option("augment") if stage == sb.Stage.TRAIN else None
-        fired = self.recognizer(x, lengths.on_device, augment=augment)
+        if augment is not None:
+            x = augment(x, x_lengths)
+        fired = self.recognizer.fire(x, x_lengths)
         return fired.embeddings, fired.lengths
 
     def compute_forward(self, batch, stage):
