@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 from conftest import write_corpus
 
 from cif_lobes.data.batches import (
@@ -11,6 +12,7 @@ from cif_lobes.data.batches import (
     eval_loader_options,
     make_dataset,
     read_audio,
+    resample,
     train_loader_options,
 )
 from cif_lobes.data.tokens import CharTokenizer
@@ -36,6 +38,16 @@ def test_what_has_no_transcript_is_refused(tmp_path):
     csv.write_text(f"{head}\n")
     with pytest.raises(ValueError, match="has no utterance, only a header"):
         make_dataset(csv, tokenizer, 16000)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22254, 44100, 48000])
+def test_resampling_has_torchaudio_s_bits(rate):
+    """Whether the filters are kept from clip to clip, or take too much memory for that."""
+    for samples in (1, 999, rate // 2):
+        audio = torch.randn(samples)
+        expected = torchaudio.functional.resample(audio, rate, 16000)
+        for _ in range(2):
+            assert torch.equal(resample(audio, rate, 16000), expected)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg"])
