@@ -14,7 +14,7 @@ from cif_lobes.cache.speech_states import SpeechStates, open_speech_cache
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import find_ears
 from cif_lobes.nets.pretrained import load_encoder
-from cif_lobes.runs.ears import check_settings, load_ears
+from cif_lobes.runs.ears import check_settings, load_ears, open_cache
 
 
 def _settings(**changes):
@@ -139,6 +139,9 @@ EARS = {
     ),
     "`--ears_cache` with random_gain": _settings(random_gain=1),
     "`--ears_cache` with `--ears_trained 4`": _settings(ears_trained=4),
+    "`--ears_cache` for a recogniser without": lambda folder: open_cache(
+        {"ears_cache": "ears.h5", "recognizer": "results/cif/1986"}, {}
+    ),
     "pretrained ears with chunk_size": _settings(encoder=SimpleNamespace(chunk_size=8)),
     "40 s of speech for a Whisper": lambda f: build(_states(f, seconds=40.0)),
     "no ears cache": _absent,

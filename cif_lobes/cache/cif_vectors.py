@@ -30,6 +30,7 @@ def build(
     overwrite=False,
     masked_copies=0,
     augment=None,
+    heard=None,
 ):
     """Make the cache unless it is there; go on with one that was interrupted.
 
@@ -50,6 +51,8 @@ def build(
         Copies of each utterance that are fired through masks.
     augment : cif_lobes.training.augment.SpecAugment, optional
         Which masks.
+    heard : TeacherCache, optional
+        States of the recogniser's pretrained ears, read in place of audio.
 
     Returns
     -------
@@ -107,8 +110,14 @@ def build(
                     size = max(1, int(batch_seconds / left[0].duration))
                     batch, left = left[:size], left[size:]
                     # The same, whoever builds it, and however often it was interrupted.
-                    seed = writer.committed
-                    vectors = _encode(recognizer, batch, masked_copies, augment, seed)
+                    signals = [
+                        heard[u.id].float()
+                        if heard
+                        else read_utterance(u, recognizer.sample_rate)
+                        for u in batch
+                    ]
+                    masks = masked_copies, augment, writer.committed
+                    vectors = _encode(recognizer, batch, signals, *masks)
                     writer.append(torch.cat(vectors), len(batch))
                     bar.update(len(batch))
         writer.finish()
@@ -116,7 +125,7 @@ def build(
     return TeacherCache(path)
 
 
-def _encode(recognizer, utterances, copies=0, augment=None, seed=0):
+def _encode(recognizer, utterances, signals, copies=0, augment=None, seed=0):
     """Vectors [U, D] of each utterance, or [U, 1 + copies, D] with masked copies."""
     tokenizer = recognizer.tokenizer
     tokens = [
@@ -125,7 +134,6 @@ def _encode(recognizer, utterances, copies=0, augment=None, seed=0):
     ]
     lengths = [len(ids) for ids in tokens]
     targets = torch.tensor(lengths), pad_sequence(tokens, batch_first=True)
-    signals = [read_utterance(u, recognizer.sample_rate) for u in utterances]
     # Heard once: pretrained ears take nearly all of the time.
     x, x_lengths = recognizer.hear(
         pad_sequence(signals, batch_first=True),

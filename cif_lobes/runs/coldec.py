@@ -1,5 +1,6 @@
 """A training of ColDec, from the yaml to the loss on the validation set."""
 
+import os
 import pathlib
 
 from speechbrain.utils.distributed import if_main_process, run_on_main
@@ -8,6 +9,7 @@ from cif_lobes.cache import cif_vectors
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.context import RECOGNIZER
+from cif_lobes.runs.ears import open_cache as open_heard
 from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
 from cif_lobes.storage.atomic_files import write_atomically
 from cif_lobes.storage.parameters import read_parameters
@@ -28,7 +30,7 @@ def run(hparams_file, run_opts, overrides):
     )
     _check(hparams, recognizer)
     manifests = {"train": hparams["train_csv"], "valid": hparams["valid_csv"]}
-    run_on_main(_build, args=[hparams, recognizer, list(manifests.values())])
+    run_on_main(_build, args=[hparams, recognizer, manifests])
     cache = TeacherCache(hparams["cache"])
     sets = {n: VectorSet(path, tokenizer, cache) for n, path in manifests.items()}
     run_on_main(_keep, args=[hparams, recognizer.weights_hash])
@@ -93,15 +95,24 @@ def _start_from_decoder(hparams):
 
 
 def _build(hparams, recognizer, manifests):
+    heard = None
+    # What the ears have heard is not needed any more where vectors are.
+    if hparams["overwrite"] or not os.path.exists(hparams["cache"]):
+        of_recognizer = {
+            "features": recognizer.network.features,
+            "sample_rate": recognizer.sample_rate,
+        }
+        heard = open_heard(hparams | of_recognizer, manifests)
     cif_vectors.build(
         hparams["cache"],
         recognizer,
-        manifests,
+        list(manifests.values()),
         hparams["dtype"],
         hparams["device_batch_seconds"],
         hparams["overwrite"],
         hparams["masked_copies"],
         hparams["augment"],
+        heard,
     )
 
 

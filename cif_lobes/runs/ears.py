@@ -79,10 +79,16 @@ def open_cache(hparams, manifests):
     FileNotFoundError
         If there is none.
     ValueError
-        If the cache is another's, or an utterance is too long for the ears.
+        If the cache is another's, an utterance is too long for the ears, or there is a
+        cache and nothing that could have heard it.
     """
     features = hparams.get("features")
     if not isinstance(features, PretrainedEars):
+        if hparams.get("ears_cache"):
+            raise ValueError(
+                f"ears_cache is set, and {hparams.get('recognizer', 'this yaml')} has no "
+                "pretrained ears: --ears_cache null"
+            )
         return None
     utterances = [u for path in manifests.values() for u in read_manifest(path)]
     rate = hparams["sample_rate"]

@@ -6,7 +6,6 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
-from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.opened_llm import check_identity, open_llm
 from cif_lobes.runs.ears import open_cache
 from cif_lobes.runs.evaluation import score
@@ -105,16 +104,10 @@ def make_datasets(hparams, manifests, open_heard=open_cache):
 
     Raises
     ------
-    ValueError
-        If there is a cache and nothing that could have heard it; see `open_cache`.
+    FileNotFoundError, ValueError
+        See `open_cache`.
     """
     heard = open_heard(hparams, manifests)
-    has_ears = isinstance(hparams["features"], PretrainedEars)
-    if hparams.get("ears_cache") and not has_ears:
-        raise ValueError(
-            f"ears_cache is set, and {hparams['recognizer']} has no pretrained ears: "
-            "--ears_cache null"
-        )
     speeds = {"train": hparams.get("speeds", ())}
     return {
         name: make_dataset(

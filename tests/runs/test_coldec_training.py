@@ -15,6 +15,7 @@ from programs import run_python
 
 from cif_lobes.cache import cif_vectors
 from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.data.batches import read_utterance
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
 from cif_lobes.training.augment import SpecAugment
@@ -117,7 +118,7 @@ def test_cached_vectors_are_the_recogniser_s(coldec, run, corpus):
     cache = TeacherCache(coldec / "vectors.h5")
     assert cache.attributes["recognizer_weights"] == recognizer.weights_hash
     for u in read_manifest(corpus[1])[:4]:
-        (expected,) = cif_vectors._encode(recognizer, [u])
+        (expected,) = cif_vectors._encode(recognizer, [u], [read_utterance(u, 16000)])
         plain, *masked = cache[u.id].unbind(1)
         torch.testing.assert_close(plain, expected.half(), rtol=2e-3, atol=2e-3)
         assert len(masked) == 2

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from speechbrain.inference.ASR import EncoderDecoderASR
 from speechbrain.utils.fetching import FetchFrom, FetchSource
 from tiny_ears import ears_arguments, make_folder
 
-from cif_lobes.data.batches import make_dataset
+from cif_lobes.cache import cif_vectors
+from cif_lobes.data.batches import make_dataset, read_utterance
 from cif_lobes.inference.export import export_run, open_run
 from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.runs.cif import load_run
 from cif_lobes.runs.ears import open_cache
-from cif_lobes.training.augment import SpeedPerturb
+from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
+from cif_lobes.training.augment import SpecAugment, SpeedPerturb
 from cif_lobes.training.ledger import Ledger
 
 pytestmark = pytest.mark.slow
@@ -95,6 +98,30 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
         assert ("ears hear the recordings again: " in done.stderr) == gone
         scores.append(done.stdout.split(";")[0])
     assert scores[0].startswith("valid: ") and scores[0] == scores[1]
+
+
+def test_cif_vectors_are_made_without_audio(corpus, ears, computed, tmp_path):
+    """Of ColDec: from what the ears have heard, with masks, too."""
+    extract("build", corpus, tmp_path, ears)
+    recognizer = FrozenRecognizer(computed / "run")
+    features = recognizer.network.features
+    wanted = {
+        "features": features,
+        "recognizer": computed / "run",
+        "sample_rate": 16000,
+    }
+    wanted["ears_cache"] = str(tmp_path / "ears.h5")
+    heard = open_cache(wanted, {"train": corpus[1]})
+    masks = SpecAugment(1, 4, 1, 2)
+    made = []
+    for name, cache in (("live.h5", None), ("cached.h5", heard)):
+        how = (recognizer, [corpus[1]], "float32", 20, False, 2, masks, cache)
+        with mock.patch.object(cif_vectors, "read_utterance") as read:
+            read.side_effect = read_utterance
+            made.append(cif_vectors.build(str(tmp_path / name), *how))
+        assert read.called == (cache is None)
+    for utt_id in made[0]:
+        torch.testing.assert_close(*(m[utt_id] for m in made), rtol=1e-4, atol=1e-5)
 
 
 def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path):
