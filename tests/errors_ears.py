@@ -9,8 +9,12 @@ import soundfile
 from tiny_ears import FAMILIES, make_folder
 
 from cif_lobes.cache.build import build
-from cif_lobes.cache.ears import EarsStates, check_present, open_ears_cache
-from cif_lobes.cache.speech_states import SpeechStates, open_speech_cache
+from cif_lobes.cache.ears import EarsStates, open_ears_cache
+from cif_lobes.cache.speech_states import (
+    SpeechStates,
+    check_present,
+    open_speech_cache,
+)
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import find_ears
 from cif_lobes.nets.pretrained import load_encoder
@@ -116,11 +120,17 @@ def _wanted(folder, **changes):
     }
 
 
+def _trained(folder):
+    """What ColDec or a language model would read, of a run that trained its ears."""
+    hparams = {"ears_cache": "ears.h5", "recognizer": "results/cif/1986"}
+    open_cache({**hparams, "features": PretrainedEars(32, [3], trained=1)}, {})
+
+
 def _absent(folder, *there):
     """Look for a cache of which there are other files."""
     for name in there:
         (folder / name).touch()
-    check_present(folder / "ears.h5", _wanted(folder))
+    check_present(folder / "ears.h5", _wanted(folder), "ears", "ears")
 
 
 def _record_again(folder):
@@ -142,6 +152,7 @@ EARS = {
     "`--ears_cache` for a recogniser without": lambda folder: open_cache(
         {"ears_cache": "ears.h5", "recognizer": "results/cif/1986"}, {}
     ),
+    "`--ears_cache` for a recogniser whose ears were trained": _trained,
     "pretrained ears with chunk_size": _settings(encoder=SimpleNamespace(chunk_size=8)),
     "40 s of speech for a Whisper": lambda f: build(_states(f, seconds=40.0)),
     "no ears cache": _absent,
@@ -154,6 +165,9 @@ EARS = {
 }
 
 TEACHERS = {
+    "no cache of a teacher": lambda folder: open_speech_cache(
+        folder / "none.h5", None, {"teacher": "openai/whisper-base", "layers": [2, 3]}
+    ),
     "a recording that is not there": _lost,
     "a cache of a Whisper that heard other silence": lambda f: _taught(
         f, teacher_silence_seconds=0.3

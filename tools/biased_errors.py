@@ -5,7 +5,8 @@ python evaluate.py results/LibriSpeech/cif/1986 --split test-clean --beam 10 --h
 python tools/biased_errors.py score biased.txt results/LibriSpeech/cif/1986/errors_test-clean*.txt
 
 list   writes the rare words of a set, those outside the --common most frequent words of
-       the training transcripts, and as many distractors from a pool that the set lacks
+       the training transcripts, and as many distractors from a pool that the set lacks;
+       texts without spaces are cut into words by the package jieba
 score  prints the error rates of all units, of those in phrases of the list (B) and of all
        others (U), as Le et al. 2021 (https://arxiv.org/abs/2104.02194), and precision,
        recall and F1 of the phrases
@@ -71,10 +72,12 @@ def make_list(texts, training, common, pool, distractors, seed):
     ValueError
         If the pool has too few.
     """
-    counts = collections.Counter(word for text in training for word in text.split())
+    counts = collections.Counter(words_of(training))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))[:common]
-    heard = {word for text in texts for word in text.split()}
+    heard = {*words_of(texts)}
     unheard = sorted({*pool} - heard)
+    if not have_spaces(texts):  # words may be within others
+        unheard = [w for w in unheard if not any(w in text for text in texts)]
     if len(unheard) < distractors:
         raise ValueError(
             f"--pool has {len(unheard):,} words that the set lacks, --distractors is "
@@ -82,6 +85,39 @@ def make_list(texts, training, common, pool, distractors, seed):
         )
     drawn = random.Random(seed).sample(unheard, distractors)
     return sorted((heard - {*ranked}) | {*drawn})
+
+
+def have_spaces(texts):
+    """Whether words are apart; a single word of Latin letters is one, too."""
+    return any(" " in text or text.isascii() for text in texts)
+
+
+def words_of(texts):
+    """Words of texts in their order; of Mandarin those of at least two characters.
+
+    Arguments
+    ---------
+    texts : list of str
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        If texts have no spaces, and the package that finds words in them is missing.
+    """
+    if have_spaces(texts):
+        return [word for text in texts for word in text.split()]
+    try:
+        import jieba
+    except ImportError:
+        raise ValueError(
+            "the texts have no spaces, their words are found by the package jieba, not "
+            "installed: pip install jieba"
+        ) from None
+    return [word for text in texts for word in jieba.lcut(text) if len(word) > 1]
 
 
 def count(utterances, phrases):

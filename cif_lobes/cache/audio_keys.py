@@ -44,7 +44,10 @@ def audio_keys(utterances, memory):
         state = f"{path} {found.st_size} {found.st_mtime_ns}"
         if state not in known:
             known[state] = _hash(path)
-        stretch = "" if u.offset is None else f" from {u.offset} s, {u.duration} s"
+        # As measuring rounds it: a user's own csv and the checked one say the same.
+        stretch = (
+            "" if u.offset is None else f" from {u.offset} s, {round(u.duration, 6)} s"
+        )
         keys[u.id] = f"{u.id}, audio {known[state]}{stretch}"
     if len(known) > before:
         # A cache that only can be read still serves.

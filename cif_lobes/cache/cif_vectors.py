@@ -109,15 +109,17 @@ def build(
                     # The longest comes first, so this many fit, padding included.
                     size = max(1, int(batch_seconds / left[0].duration))
                     batch, left = left[:size], left[size:]
-                    # The same, whoever builds it, and however often it was interrupted.
                     signals = [
-                        heard[u.id].float()
-                        if heard
-                        else read_utterance(u, recognizer.sample_rate)
+                        read_utterance(u, recognizer.sample_rate)
+                        if heard is None
+                        else heard[u.id]
                         for u in batch
                     ]
-                    masks = masked_copies, augment, writer.committed
-                    vectors = _encode(recognizer, batch, signals, *masks)
+                    # The same, whoever builds it, and however often it was interrupted.
+                    seed = writer.committed
+                    vectors = _encode(
+                        recognizer, batch, signals, masked_copies, augment, seed
+                    )
                     writer.append(torch.cat(vectors), len(batch))
                     bar.update(len(batch))
         writer.finish()

@@ -41,7 +41,7 @@ def estimate(kind, hparams):
         for known in memory_of, decoded_of:
             if os.path.exists(known(path)):
                 shutil.copyfile(known(path), known(elsewhere))
-        hparams["cache"] = str(elsewhere)
+        hparams["cache"], hparams["listing"] = str(elsewhere), None
         tokenizer = hparams.get("tokenizer")
         if tokenizer is not None and not os.path.exists(tokenizer.path):
             # It is made with the first cache, and kept for training.

@@ -7,8 +7,6 @@ cache (`cif_lobes.runs.ears`).
 """
 
 import math
-import os
-import shlex
 from typing import NamedTuple
 
 import torch
@@ -133,37 +131,6 @@ def identity_of(encoder, layers):
         "layer": sorted(layers),
         "silence_samples": encoder.silence or 0,
     }
-
-
-def check_present(path, settings):
-    """Refuse to go on without a finished cache, before any recording is read.
-
-    Arguments
-    ---------
-    path : str
-    settings : dict
-        As in `open_ears_cache`.
-
-    Raises
-    ------
-    FileNotFoundError
-        With the command that makes it.
-    """
-    if os.path.exists(path):
-        return
-    command = (
-        f"python extract_teacher.py <hparams/extract_ears*.yaml> {options(settings)} "
-        f"--cache {shlex.quote(str(path))}"
-    )
-    if os.path.exists(f"{path}.partial"):
-        raise FileNotFoundError(
-            f"ears cache {path} is not finished, {path}.partial is there: its build was "
-            "interrupted or still runs. Run its command again, and it goes on where it "
-            f"stopped: {command}, or train with --ears_cache null"
-        )
-    raise FileNotFoundError(
-        f"ears cache {path} does not exist. Run: {command}, or train with --ears_cache null"
-    )
 
 
 def open_ears_cache(path, encoder, manifests, settings):

@@ -41,6 +41,7 @@ def run(verb, hparams_file, run_opts, overrides):
     if verb != "build":
         # One that is not there is said before a corpus is decoded for it.
         TeacherCache(hparams["cache"])
+        hparams["listing"] = None  # which is the build's
     if dry_run:
         estimate(kind, hparams)
     else:

@@ -11,6 +11,7 @@ import shlex
 
 import soundfile
 import torch
+from speechbrain.utils.distributed import run_on_main
 from torch.nn.utils.rnn import pad_sequence
 
 from cif_lobes.cache.audio_keys import audio_keys, decoded_of, memory_of
@@ -35,7 +36,8 @@ class SpeechStates(TeacherStates):
     ---------
     hparams : dict
         The loaded yaml: manifests, max_rejected, teacher, layers, teacher_silence_seconds,
-        sample_rate, batch_seconds, device.
+        sample_rate, batch_seconds, device; optionally `listing`, where rejected
+        recordings are listed, None for nowhere: by default beside the cache.
 
     Raises
     ------
@@ -53,7 +55,7 @@ class SpeechStates(TeacherStates):
         heard = take_usable(
             [u for m in hparams["manifests"] for u in read_rows(m)],
             "manifests",
-            f"{hparams['cache']}.rejected.csv",
+            hparams.get("listing", f"{hparams['cache']}.rejected.csv"),
             hparams["max_rejected"],
             decoded_of(hparams["cache"]),
         )
@@ -167,9 +169,13 @@ class SpeechStates(TeacherStates):
 
 
 def open_for(path, manifests):
-    """A cache, and the keys that the recordings of some manifests have; as a pair."""
+    """A cache, and the keys that the recordings of some manifests have; as a pair.
+
+    Of several processes, one reads the recordings.
+    """
     utterances = [u for m in manifests for u in read_manifest(m)]
-    return TeacherCache(path), audio_keys(utterances, memory_of(path))
+    keys = run_on_main(audio_keys, args=[utterances, memory_of(path)])
+    return TeacherCache(path), keys
 
 
 def identity_of(teacher):
@@ -211,6 +217,42 @@ def check_durations(durations, encoder, sample_rate, name):
         )
 
 
+def check_present(path, settings, name, yaml):
+    """Refuse to go on without a finished cache, before any recording is read.
+
+    Arguments
+    ---------
+    path : str
+    settings : dict
+        What extract_teacher.py would be asked for.
+    name : str
+        What it is a cache of: ears or teacher.
+    yaml : str
+        Which extract_*.yaml makes it.
+
+    Raises
+    ------
+    FileNotFoundError
+        With the command that makes it.
+    """
+    if os.path.exists(path):
+        return
+    command = (
+        f"python extract_teacher.py <hparams/extract_{yaml}*.yaml> {options(settings)} "
+        f"--cache {shlex.quote(str(path))}"
+    )
+    if os.path.exists(f"{path}.partial"):
+        raise FileNotFoundError(
+            f"{name} cache {path} is not finished, {path}.partial is there: its build was "
+            "interrupted or still runs. Run its command again, and it goes on where it "
+            f"stopped: {command}, or train with --{name}_cache null"
+        )
+    raise FileNotFoundError(
+        f"{name} cache {path} does not exist. Run: {command}, or train with "
+        f"--{name}_cache null"
+    )
+
+
 def open_speech_cache(path, teacher, settings):
     """A cache that serves all that a training asks for.
 
@@ -231,9 +273,12 @@ def open_speech_cache(path, teacher, settings):
 
     Raises
     ------
+    FileNotFoundError
+        If there is none; see `check_present`.
     ValueError
         If it is of other weights, layers or recordings.
     """
+    check_present(path, settings, "teacher", "hubert")
     cache, keys = open_for(path, settings["manifests"])
     _check(cache, teacher, keys, settings)
     return cache

@@ -70,9 +70,9 @@ def check_utterances(
     count_tokens : callable, optional
         From normalised text to its number of tokens, without end of sentence. By
         default characters ("zh") or words ("en", the fewest tokens it can have).
-    taken : dict of str to str, optional
-        Audio path by id in the splits before; gains this split's. An id that is
-        another recording's there is a duplicate here.
+    taken : dict of str to Utterance, optional
+        By id, of the splits before; gains this split's. An id that is another
+        recording's there is a duplicate here.
     examined : dict of str to cif_lobes.data.audio_checks.Examined, optional
         What decoding found, by audio path.
 
@@ -98,8 +98,8 @@ def check_utterances(
         u = dataclasses.replace(u, wrd=u.wrd and normalize(u.wrd, limits.language))
         if u.id in seen:
             problem = "duplicate id", f"also earlier in {split}"
-        elif taken.setdefault(u.id, u.wav) != u.wav:
-            problem = "duplicate id", f"{taken[u.id]} in another split"
+        elif _is_another(taken.setdefault(u.id, u), u):
+            problem = "duplicate id", f"{_where(taken[u.id])} in another split"
         elif u.wrd is None:
             problem = "missing transcript", "not in the transcript file"
         elif not u.wrd:
@@ -187,8 +187,8 @@ def take_usable(utterances, name, listing, max_rejected, audio_memory):
         first of two recordings with one id is kept.
     name : str
         What they are, for messages.
-    listing : str
-        The list, a csv.
+    listing : str or None
+        The list, a csv. None: nothing is written.
     max_rejected, audio_memory
         As in `prepare_splits`.
 
@@ -206,28 +206,24 @@ def take_usable(utterances, name, listing, max_rejected, audio_memory):
     kept, lost, seen = [], [], {}
     for u, _, problem in _measured(utterances, name, examined):
         first = seen.setdefault(u.id, u)
-        if first is not u:
-            if (first.wav, first.offset, first.duration) == (
-                u.wav,
-                u.offset,
-                u.duration,
-            ):
-                continue
-            problem = "duplicate id", f"also of {first.wav}"
+        if _is_another(first, u):
+            problem = "duplicate id", f"also of {_where(first)}"
+        elif first is not u:
+            continue
         if problem:
             lost.append(Rejected(u.id, name, u.wav, *problem))
         else:
             kept.append(u)
-    if lost:
+    if lost and listing:
         os.makedirs(os.path.dirname(os.path.abspath(listing)), exist_ok=True)
         write_csv(listing, Rejected._fields, lost)
-        _raise_if_too_many(name, kept, lost, max_rejected, listing)
-        print(
-            f"{name}: {len(kept):,} utterances; rejected: {_per_reason(lost)}, see {listing}"
-        )
-    else:  # what stood there has been mended
-        with contextlib.suppress(OSError):
+    elif listing:  # what stood there has been mended
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(listing)
+    if lost:
+        _raise_if_too_many(name, kept, lost, max_rejected, listing)
+        see = f", see {listing}" if listing else ""
+        print(f"{name}: {len(kept):,} utterances; rejected: {_per_reason(lost)}{see}")
     return kept
 
 
@@ -295,6 +291,19 @@ def _decoded(u, examined):
     return u, None
 
 
+def _is_another(first, u):
+    """Whether two utterances of one id are of different recordings."""
+    if first is u:
+        return False
+    places = {(os.path.realpath(x.wav), x.offset) for x in (first, u)}
+    return len(places) > 1
+
+
+def _where(u):
+    """The recording of an utterance, in words."""
+    return u.wav if u.offset is None else f"{u.wav} from {u.offset:g} s"
+
+
 def _limit_problem(u, rate, limits, count_tokens):
     """(reason, detail) of the first limit that a readable utterance breaks."""
     if limits.sample_rate not in (None, rate):
@@ -325,7 +334,7 @@ def _raise_if_too_many(split, kept, rejected, max_rejected, listing):
         f"{split}: {len(rejected):,} of {total:,} utterances rejected, max_rejected "
         f"allows {max_rejected:.1%}: {_per_reason(rejected)}. First:",
         *(f"{r.ID}: {r.reason} ({r.detail}): {r.wav}" for r in rejected[:5]),
-        f"All are in {listing}. Remedies:",
+        f"All are in {listing}. Remedies:" if listing else "Remedies:",
         *(f"{why}: {REMEDIES[why]}" for why in sorted({r.reason for r in rejected})),
     ]
     if kept:

@@ -9,7 +9,7 @@ from cif_lobes.cache import cif_vectors
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.context import RECOGNIZER
-from cif_lobes.runs.ears import open_cache as open_heard
+from cif_lobes.runs.ears import open_cache_if_it_serves
 from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
 from cif_lobes.storage.atomic_files import write_atomically
 from cif_lobes.storage.parameters import read_parameters
@@ -102,7 +102,7 @@ def _build(hparams, recognizer, manifests):
             "features": recognizer.network.features,
             "sample_rate": recognizer.sample_rate,
         }
-        heard = open_heard(hparams | of_recognizer, manifests)
+        heard = open_cache_if_it_serves(hparams | of_recognizer, manifests)
     cif_vectors.build(
         hparams["cache"],
         recognizer,

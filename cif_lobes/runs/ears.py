@@ -5,9 +5,8 @@ import pathlib
 
 from speechbrain.utils.distributed import run_on_main
 
-from cif_lobes.cache.audio_keys import audio_keys, memory_of
-from cif_lobes.cache.ears import Perturbed, check_present, open_ears_cache
-from cif_lobes.cache.speech_states import check_durations
+from cif_lobes.cache.ears import Perturbed, open_ears_cache
+from cif_lobes.cache.speech_states import check_durations, check_present
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import HELD, find_ears, keep_ears, read_note
@@ -80,7 +79,7 @@ def open_cache(hparams, manifests):
         If there is none.
     ValueError
         If the cache is another's, an utterance is too long for the ears, or there is a
-        cache and nothing that could have heard it.
+        cache and nothing that could have heard it, or no frozen ears.
     """
     features = hparams.get("features")
     if not isinstance(features, PretrainedEars):
@@ -90,19 +89,23 @@ def open_cache(hparams, manifests):
                 "pretrained ears: --ears_cache null"
             )
         return None
-    utterances = [u for path in manifests.values() for u in read_manifest(path)]
+    path = hparams.get("ears_cache")
+    if path is not None and features.trained:
+        raise ValueError(
+            f"ears_cache is set, and layers of the ears of "
+            f"{hparams.get('recognizer', 'this yaml')} were trained: cached states are "
+            "those of frozen ears. Run with --ears_cache null"
+        )
+    utterances = [u for m in manifests.values() for u in read_manifest(m)]
     rate = hparams["sample_rate"]
     speeds = hparams.get("speeds", [100]) if "train" in manifests else []
     slow = [Perturbed(u, s) for s in speeds for u in read_manifest(manifests["train"])]
     durations = {u.id: u.duration for u in [*utterances, *slow]}
     check_durations(durations, features.encoder, rate, "ears")
-    path = hparams.get("ears_cache")
     if path is None:
         return None
     settings = _to_extract(hparams, manifests)
-    check_present(path, settings)
-    # Remembered, so that the others need not read the recordings as well.
-    run_on_main(audio_keys, args=[utterances, memory_of(path)])
+    check_present(path, settings, "ears", "ears")
     return open_ears_cache(path, features.encoder, manifests, settings)
 
 
@@ -134,7 +137,7 @@ def open_cache_if_it_serves(hparams, manifests):
         return open_cache(hparams, manifests)
     except (OSError, ValueError) as error:
         found = open_cache({**hparams, "ears_cache": None}, manifests)
-        logger.warning(f"the ears hear the recordings again: {error}")
+        logger.warning(f"the cache is not read, recordings are heard again: {error}")
         return found
 
 

@@ -125,8 +125,10 @@ def load_settings(hparams_file, run_opts, overrides):
 def fit_tokenizer(hparams, manifest):
     """Make or load the vocabulary of a training manifest; keep it in the run folder."""
     tokenizer = hparams["tokenizer"]
-    if tokenizer.path.exists() and not kept_tokenizer(hparams).exists():
-        # Shared by the rows of a corpus on purpose; by two corpora perhaps not.
+    # Shared by the rows of a corpus on purpose, and with a teacher's cache; by two corpora
+    # perhaps not.
+    shared = hparams.get("teacher_cache") or hparams.get("dry_run")
+    if tokenizer.path.exists() and not kept_tokenizer(hparams).exists() and not shared:
         print(
             f"vocabulary: {tokenizer.path}, which is there already. For one of these "
             "transcripts give another --manifest_folder"

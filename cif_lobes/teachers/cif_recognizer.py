@@ -44,7 +44,7 @@ class FrozenRecognizer(FrozenRun):
         waves : torch.Tensor, [B, samples], float32
             Or cached states of its ears, see `cif_lobes.nets.ears.PretrainedEars`.
         lengths : torch.Tensor, [B], int64
-            Samples of each.
+            Samples of each, or frames of its states.
 
         Returns
         -------

@@ -6,9 +6,11 @@ from conftest import write_corpus
 from tiny_ears import FAMILIES
 from tiny_hubert import cache_settings
 
+from cif_lobes.cache.audio_keys import audio_keys
 from cif_lobes.cache.build import VERBS
 from cif_lobes.cache.ears import EarsStates
 from cif_lobes.cache.reader import TeacherCache
+from cif_lobes.data.manifest import Utterance
 
 
 def settings_of(csv, path, **changes):
@@ -52,3 +54,13 @@ def test_as_many_frames_are_planned_as_are_heard(tmp_path, rate):
     states = EarsStates(settings_of(csv, tmp_path / "ears.h5"))
     for utterance in states.utterances.values():
         assert states.count_samples(utterance) == len(states.read(utterance))
+
+
+def test_a_csv_and_its_checked_copy_have_the_same_keys(tmp_path):
+    """Though a user's own says the end of a stretch to the last bit."""
+    csv = write_corpus(tmp_path, 1, 3)
+    wav = str(tmp_path / "utt3-000.flac")
+    rows = [Utterance("a", s, wav, "", "", 0.1) for s in (0.3 - 0.1, 0.2, 0.2000004)]
+    assert csv.exists() and rows[0].duration != rows[1].duration
+    found = {audio_keys([u], str(tmp_path / "memory.json"))["a"] for u in rows}
+    assert len(found) == 1

@@ -159,6 +159,27 @@ def test_a_lost_recording_and_a_second_of_one_id_are_left_out(
     assert not listing.exists(), "all can be heard"
 
 
+def test_inspecting_leaves_the_list_of_the_rejected(settings, tmp_path, capsys):
+    """It is the build's; and what else is asked of a cache is said without one."""
+    yaml, csv = tmp_path / "extract.yaml", write_corpus(tmp_path, 12, 3)
+    (tmp_path / "utt3-004.flac").unlink()
+    new = settings | {"manifests": [str(csv)], "cache": str(tmp_path / "new.h5")}
+    yaml.write_text(json.dumps(new | {"max_rejected": 0.1}))
+    extraction.run("build", yaml, None, "{}")
+    listing = tmp_path / "new.h5.rejected.csv"
+    before = listing.read_text()
+    other = str(write_corpus(tmp_path / "other", 2, 3))
+    for manifests in (f"[{other}]", f"[{csv}, {other}]"):
+        overrides = f"{{manifests: {manifests}, max_rejected: 0.5}}"
+        extraction.run("inspect", yaml, None, overrides)
+        assert listing.read_text() == before
+    capsys.readouterr()
+    new = {"cache": str(tmp_path / "dry.h5"), "max_rejected": 0.0}
+    with pytest.raises(ValueError, match="1 missing audio") as refused:
+        extraction.run("build", yaml, {"dry_run": True}, json.dumps(new))
+    assert "All are in" not in str(refused.value)
+
+
 @pytest.mark.parametrize("verb", ["inspect", "verify"])
 def test_a_cache_that_is_not_there_is_said_first(settings, tmp_path, verb):
     """Nothing is decoded for it, and nothing written."""

@@ -16,9 +16,11 @@ from speechbrain.utils.fetching import FetchFrom, FetchSource
 from tiny_ears import ears_arguments, make_folder
 
 from cif_lobes.cache import cif_vectors
+from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.batches import make_dataset, read_utterance
 from cif_lobes.inference.export import export_run, open_run
 from cif_lobes.inference.recognizer import CIFRecognizer
+from cif_lobes.runs import coldec
 from cif_lobes.runs.cif import load_run
 from cif_lobes.runs.ears import open_cache
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
@@ -95,33 +97,38 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
         if gone:
             (tmp_path / "ears.h5").unlink()
         done = run_python(command)
-        assert ("ears hear the recordings again: " in done.stderr) == gone
+        assert ("recordings are heard again: " in done.stderr) == gone
         scores.append(done.stdout.split(";")[0])
     assert scores[0].startswith("valid: ") and scores[0] == scores[1]
 
 
 def test_cif_vectors_are_made_without_audio(corpus, ears, computed, tmp_path):
-    """Of ColDec: from what the ears have heard, with masks, too."""
+    """Of ColDec: from what the ears have heard, with masks, too; once."""
     extract("build", corpus, tmp_path, ears)
     recognizer = FrozenRecognizer(computed / "run")
-    features = recognizer.network.features
-    wanted = {
-        "features": features,
+    hparams = {
         "recognizer": computed / "run",
-        "sample_rate": 16000,
+        "dtype": "float32",
+        "device_batch_seconds": 20,
+        "overwrite": False,
+        "masked_copies": 2,
+        "augment": SpecAugment(1, 4, 1, 2),
     }
-    wanted["ears_cache"] = str(tmp_path / "ears.h5")
-    heard = open_cache(wanted, {"train": corpus[1]})
-    masks = SpecAugment(1, 4, 1, 2)
     made = []
-    for name, cache in (("live.h5", None), ("cached.h5", heard)):
-        how = (recognizer, [corpus[1]], "float32", 20, False, 2, masks, cache)
+    for name, cache in (("live.h5", None), ("cached.h5", str(tmp_path / "ears.h5"))):
+        asked = {**hparams, "cache": str(tmp_path / name), "ears_cache": cache}
         with mock.patch.object(cif_vectors, "read_utterance") as read:
             read.side_effect = read_utterance
-            made.append(cif_vectors.build(str(tmp_path / name), *how))
+            coldec._build(asked, recognizer, {"train": corpus[1]})
         assert read.called == (cache is None)
+        made.append(TeacherCache(tmp_path / name))
     for utt_id in made[0]:
         torch.testing.assert_close(*(m[utt_id] for m in made), rtol=1e-4, atol=1e-5)
+    # Where the vectors are, what they were made from is not looked for.
+    (tmp_path / "ears.h5").unlink()
+    with mock.patch.object(coldec, "open_cache_if_it_serves") as opened:
+        coldec._build(asked, recognizer, {"train": corpus[1]})
+    assert not opened.called
 
 
 def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, load_module
@@ -52,6 +53,19 @@ def test_characters(tmp_path):
     utterances, split = read_alignments(path)
     counts = tool.count(utterances, {tuple(split("北京"))})
     assert counts["B", "errors"] == 2 and counts["U", "errors"] == 0
+
+
+def test_words_of_mandarin(monkeypatch):
+    """Found by a package; a distractor is in no text, within other words either."""
+    cut = {"我去北京": ["我", "去", "北京"], "他去南京": ["他", "去", "南京"]}
+    found = SimpleNamespace(lcut=cut.__getitem__)
+    monkeypatch.setitem(sys.modules, "jieba", found)
+    pool = ["上海", "去北"]
+    words = tool.make_list(["我去北京"], ["他去南京"], 5, pool, 1, 0)
+    assert words == ["上海", "北京"]
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    with pytest.raises(ValueError, match="pip install jieba"):
+        tool.make_list(["我去北京"], ["他去南京"], 5, pool, 1, 0)
 
 
 def test_rare_words_and_distractors():
