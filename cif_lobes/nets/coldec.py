@@ -188,27 +188,6 @@ class ColDec(nn.Module):
             vocab_size, d_model, decoder_layers, nhead, d_ffn, dropout, dropout
         )
 
-    @torch.no_grad()
-    def start_from(self, decoder):
-        """Begin as the recogniser's own decoder, whatever the phrases.
-
-        The papers do not say that they do; it leaves only the phrases to be learnt.
-
-        Arguments
-        ---------
-        decoder : dict of str to torch.Tensor
-            Its parameters.
-
-        Raises
-        ------
-        RuntimeError
-            If its sizes are others.
-        """
-        self.decoder.load_state_dict(decoder)
-        self.join.weight.zero_()
-        self.join.weight[:, : self.vector_size].fill_diagonal_(1.0)
-        self.join.bias.zero_()
-
     def encode(self, phrases):
         """A list of phrases as `Phrases`.
 

@@ -9,10 +9,10 @@ from cif_lobes.cache import cif_vectors
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.context import RECOGNIZER
+from cif_lobes.runs.coldec_start import start_from_recognizer
 from cif_lobes.runs.ears import open_cache_if_it_serves
 from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
 from cif_lobes.storage.atomic_files import write_atomically
-from cif_lobes.storage.parameters import read_parameters
 from cif_lobes.storage.run_files import keep_tokenizer
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
 from cif_lobes.training.coldec import ColDecBrain, VectorSet
@@ -29,13 +29,14 @@ def run(hparams_file, run_opts, overrides):
         hparams["recognizer"], run_opts.get("device") or "cpu"
     )
     _check(hparams, recognizer)
+    if not run_opts.get("test_only"):
+        # Checkpoints, if there are any, are loaded later.
+        start_from_recognizer(hparams)
     manifests = {"train": hparams["train_csv"], "valid": hparams["valid_csv"]}
     run_on_main(_build, args=[hparams, recognizer, manifests])
     cache = TeacherCache(hparams["cache"])
     sets = {n: VectorSet(path, tokenizer, cache) for n, path in manifests.items()}
     run_on_main(_keep, args=[hparams, recognizer.weights_hash])
-    if hparams["start_from_decoder"] and not run_opts.get("test_only"):
-        _start_from_decoder(hparams)
     # From here on nothing of it is needed: its vectors are on the disk.
     del recognizer
     brain = assemble(ColDecBrain, hparams, run_opts, hparams["modules"])
@@ -75,23 +76,6 @@ def _check(hparams, recognizer):
             f"{recognizer.path} are {recognizer.vector_size} wide: "
             f"--vector_size {recognizer.vector_size}"
         )
-
-
-def _start_from_decoder(hparams):
-    """Checkpoints, if there are any, are loaded later."""
-    parameters = read_parameters(hparams["recognizer"])
-    prefix, coldec = "decoder.", hparams["coldec"]
-    decoder = {
-        k.removeprefix(prefix): v for k, v in parameters.items() if k.startswith(prefix)
-    }
-    try:
-        coldec.start_from(decoder)
-    except RuntimeError as error:
-        raise ValueError(
-            f"start_from_decoder: the decoder of {hparams['recognizer']} has other sizes "
-            "than the context decoder. Give its d_model, decoder_layers, nhead and d_ffn, "
-            f"or --start_from_decoder False ({error})"
-        ) from None
 
 
 def _build(hparams, recognizer, manifests):

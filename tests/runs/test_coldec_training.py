@@ -214,6 +214,8 @@ def test_a_changed_recogniser_is_refused(coldec, run, corpus, tmp_path):
         ({"vector_size": 16}, "--vector_size 32"),
         ({"max_letters": 2}, "max_letters is 2: it is 3 at least"),
         ({"recognizer": "nowhere"}, "neither a run folder nor a checkpoint"),
+        ({"start_from_decoder": True, "d_ffn": 32}, "--start_from_decoder False"),
+        ({"start_from_ctc": True, "d_model": 16}, "--start_from_ctc False"),
     ],
 )
 def test_what_does_not_fit_is_said(run, corpus, tmp_path, changes, message):
