@@ -41,6 +41,7 @@ def test_every_number_and_choice_has_a_limit(path):
                 "tokenizer_folder",
                 "ears",
                 "bert",
+                "llm",
             )
             assert words or find_fault(setting, "nonsense"), setting
 
