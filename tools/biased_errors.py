@@ -77,7 +77,8 @@ def make_list(texts, training, common, pool, distractors, seed):
     heard = {*words_of(texts)}
     unheard = sorted({*pool} - heard)
     if not have_spaces(texts):  # words may be within others
-        unheard = [w for w in unheard if not any(w in text for text in texts)]
+        said = "\n".join(texts)
+        unheard = [word for word in unheard if word not in said]
     if len(unheard) < distractors:
         raise ValueError(
             f"--pool has {len(unheard):,} words that the set lacks, --distractors is "

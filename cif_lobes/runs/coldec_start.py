@@ -22,6 +22,8 @@ def start_from_recognizer(hparams):
     ValueError
         If the recogniser's sizes are others, or it has no CTC head.
     """
+    if not (hparams["start_from_decoder"] or hparams["start_from_ctc"]):
+        return
     coldec, run = hparams["coldec"], hparams["recognizer"]
     parameters = read_parameters(run)
     if hparams["start_from_decoder"]:

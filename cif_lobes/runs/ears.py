@@ -81,20 +81,18 @@ def open_cache(hparams, manifests):
         If the cache is another's, an utterance is too long for the ears, or there is a
         cache and nothing that could have heard it, or no frozen ears.
     """
-    features = hparams.get("features")
+    features, path = hparams.get("features"), hparams.get("ears_cache")
+    whose = hparams.get("recognizer", "this yaml")
     if not isinstance(features, PretrainedEars):
-        if hparams.get("ears_cache"):
+        if path:
             raise ValueError(
-                f"ears_cache is set, and {hparams.get('recognizer', 'this yaml')} has no "
-                "pretrained ears: --ears_cache null"
+                f"ears_cache is set, and {whose} has no pretrained ears: --ears_cache null"
             )
         return None
-    path = hparams.get("ears_cache")
     if path is not None and features.trained:
         raise ValueError(
-            f"ears_cache is set, and layers of the ears of "
-            f"{hparams.get('recognizer', 'this yaml')} were trained: cached states are "
-            "those of frozen ears. Run with --ears_cache null"
+            f"ears_cache is set, and layers of the ears of {whose} were trained: cached "
+            "states are those of frozen ears. Run with --ears_cache null"
         )
     utterances = [u for m in manifests.values() for u in read_manifest(m)]
     rate = hparams["sample_rate"]

@@ -13,10 +13,7 @@ import pathlib
 from cif_lobes.data.formats import read_transcripts
 from cif_lobes.data.manifest import Utterance
 from cif_lobes.data.preparers import check_counts, preparer_options
-from cif_lobes.data.validation import (
-    Limits,
-    prepare_splits,
-)
+from cif_lobes.data.validation import Limits, prepare_splits
 from cif_lobes.settings.program import run_program
 
 PUBLISHED = {
