@@ -1,6 +1,7 @@
 """Language models that cannot read CIF vectors, for docs/errors.md."""
 
 import json
+import pathlib
 import sys
 from unittest import mock
 
@@ -20,6 +21,13 @@ PROMPT = "S:{speech}T:"
 
 def _load(**changes):
     return lambda folder: SpeechLLM(make_llm(folder / "llm"), **changes)
+
+
+def _quantized(folder):
+    path = pathlib.Path(make_llm(folder / "llm")) / "config.json"
+    config = json.loads(path.read_text()) | {"quantization_config": {"bits": 4}}
+    path.write_text(json.dumps(config))
+    SpeechLLM(str(path.parent))
 
 
 def _lora(*targets):
@@ -60,6 +68,8 @@ def _cache(folder):
 
 
 CASES = {
+    "`--llm` with quantized weights": _quantized,
+    "`--llm` that is nowhere": lambda folder: SpeechLLM("none"),
     "`--prompt` without a place for speech": _load(prompt="Speech:"),
     "`--chat True` without a template": _load(prompt=PROMPT, chat=True),
     "`--lora_rank 8` without the package": _no_peft,

@@ -90,6 +90,7 @@ TRANSFORMERS = {
     "nets.bert_weights",
     "nets.pretrained",
     "decoding.rescoring",
+    "nets.pretrained_llm",
     "nets.speech_llm",
 }
 

@@ -7,14 +7,16 @@ from tokenizers import Tokenizer, models
 PIECES = ["[UNK]", "<s>", "</s>", "a", "b", "c", "d", ":", "S", "T"]
 
 
-def make_llm(folder, kind="gpt2", width=32, pieces=tuple(PIECES), seed=1):
-    """Save model and tokenizer; returns the folder as str."""
+def make_llm(folder, kind="gpt2", width=32, pieces=tuple(PIECES), seed=1, marks=()):
+    """Save model and tokenizer, which has marks as pieces too; returns the folder as str."""
+    pieces = [*pieces, *marks]
     ids = {piece: i for i, piece in enumerate(pieces)}
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE(ids, [], unk_token="[UNK]")),
         unk_token="[UNK]",
         bos_token="<s>",
         eos_token="</s>",
+        additional_special_tokens=list(marks),
     ).save_pretrained(folder)
     config = {
         "gpt2": transformers.GPT2Config(

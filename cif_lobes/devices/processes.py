@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from speechbrain.utils.distributed import get_local_rank, infer_device
 
 
 def check_device(device):
@@ -27,6 +28,31 @@ def check_device(device):
         "if it has such a GPU, see what python -c 'import torch; torch.zeros(1).cuda()' "
         "says"
     )
+
+
+def own_device(device):
+    """The device of this process: everything that it trains or asks is on it.
+
+    Arguments
+    ---------
+    device : str or None
+        As typed. None: the process's own GPU if there is one, as SpeechBrain chooses.
+
+    Returns
+    -------
+    str
+        In a distributed run "cuda" is that of the process, cuda:LOCAL_RANK.
+
+    Raises
+    ------
+    ValueError
+        As `check_device`.
+    """
+    check_device(device)
+    if device is None:
+        return infer_device()
+    rank = get_local_rank()
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device
 
 
 def rank_and_processes():

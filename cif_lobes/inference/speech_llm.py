@@ -26,7 +26,7 @@ from cif_lobes.inference.export import (
 from cif_lobes.inference.folders import longest_seconds
 from cif_lobes.inference.transcript import Token, Transcript
 from cif_lobes.nets.lora import SETTINGS as LORA
-from cif_lobes.nets.opened_llm import check_identity, open_llm
+from cif_lobes.nets.opened_llm import check_identity, identity_of, open_llm
 from cif_lobes.settings.safe_yaml import build, read_settings
 from cif_lobes.storage.atomic_files import new_folder
 from cif_lobes.storage.parameters import FIRING, average_parameters, hash_modules
@@ -34,7 +34,8 @@ from cif_lobes.storage.run_files import LLM_NOTE
 
 PARAMETERS, RECOGNIZER = "adapter.safetensors", "recognizer"  # of an export
 OTHERS = (*LORA, "max_seconds")  # the latter of an export, the former not of all
-WRITING = ("adapter", "llm", "prompt", "chat", "random_llm", "seed", "beam_size")
+WRITING = ("adapter", "llm", "llm_dtype", "prompt", "chat", "random_llm", "seed")
+WRITING += ("beam_size",)
 
 HEADER = """\
 # CIF vectors into a language model, average of epochs {epochs}. Needs the package cif_lobes,
@@ -206,9 +207,9 @@ def open_llm_run(folder, overrides=None):
     else:
         hparams = open_run(settings["recognizer"], greedy)
     hparams["max_seconds"] = settings.get("max_seconds", longest_seconds(folder))
-    llm, lora = open_llm(settings)
+    llm, lora = open_llm(settings, folder)
     network = hparams["model"].state_dict()
-    now = {**llm.identity, "recognizer": hash_modules(network, FIRING)}
+    now = identity_of(llm, lora, hash_modules(network, FIRING))
     check_identity(folder, now, settings["llm"])
     modules = {"adapter": settings["adapter"], **({"lora": lora} if lora else {})}
     model = torch.nn.ModuleDict(modules)

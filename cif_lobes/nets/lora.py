@@ -27,6 +27,11 @@ class LoRA(nn.Module):
     targets : list of str
         Names of the linear layers, in every layer of the model: q_proj, v_proj.
 
+    Attributes
+    ----------
+    identity : list
+        rank, alpha, and the targets.
+
     Raises
     ------
     ValueError
@@ -43,9 +48,13 @@ class LoRA(nn.Module):
                 "peft, or the extra [llm] of cif-lobes"
             ) from None
         check_targets(llm.lm, targets)
+        self.identity = [rank, alpha, *targets]
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
         inject_adapter_in_model(config, llm.lm)
         learnt = {n: p for n, p in llm.lm.named_parameters() if p.requires_grad}
+        for weight in learnt.values():
+            # Whatever the model's own are: updates of bfloat16 are lost in rounding.
+            weight.data = weight.data.float()
         # The very parameters of the model; a name must not have dots.
         self.matrices = nn.ParameterDict(
             {name.replace(".", "/"): weight for name, weight in learnt.items()}

@@ -6,15 +6,14 @@ they stand in a prompt in place of text. The model, which never heard speech and
 trained, then writes the transcript in its own pieces.
 """
 
-import hashlib
-import pathlib
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cif_lobes.storage.parameters import hash_parameters
+from cif_lobes.nets.pretrained_llm import find_end, identify, load_llm, render
 
 SPEECH = "{speech}"  # its place in a prompt
 NO_LOSS = -100
@@ -27,72 +26,6 @@ class Written(NamedTuple):
     """list of int: pieces, and the end of sentence unless it wrote on and on."""
     log_probs: list
     """list of float: of each of them, in nats."""
-
-
-class LinearAdapter(nn.Module):
-    """One linear layer from CIF vectors to embeddings.
-
-    Arguments
-    ---------
-    input_size, output_size : int
-        Widths of a CIF vector and of the language model.
-    """
-
-    def __init__(self, input_size, output_size):
-        super().__init__()
-        self.linear = nn.Linear(input_size, output_size)
-
-    def forward(self, vectors, lengths):
-        """[B, U, D] to [B, U, H]."""
-        return self.linear(vectors)
-
-
-class TransformerAdapter(nn.Module):
-    """A small Transformer encoder between two linear layers, as X-LLM has a BERT.
-
-    Arguments
-    ---------
-    input_size, output_size : int
-        Widths of a CIF vector and of the language model.
-    d_model, num_layers, nhead, d_ffn : int
-        Sizes of the encoder.
-    dropout : float
-
-    Example
-    -------
-    >>> adapter = TransformerAdapter(8, 12, d_model=16, num_layers=1, nhead=2, d_ffn=32)
-    >>> adapter(torch.rand(2, 3, 8), torch.tensor([3, 0])).shape
-    torch.Size([2, 3, 12])
-    """
-
-    def __init__(
-        self,
-        input_size,
-        output_size,
-        d_model=256,
-        num_layers=2,
-        nhead=4,
-        d_ffn=1024,
-        dropout=0.1,
-    ):
-        super().__init__()
-        self.enter = nn.Linear(input_size, d_model)
-        layer = nn.TransformerEncoderLayer(
-            d_model, nhead, d_ffn, dropout, batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(
-            layer, num_layers, nn.LayerNorm(d_model), enable_nested_tensor=False
-        )
-        self.leave = nn.Linear(d_model, output_size)
-
-    def forward(self, vectors, lengths):
-        """[B, U, D] to [B, U, H]; no vector sees padding."""
-        places = torch.arange(vectors.shape[1], device=vectors.device)
-        # One vector always is seen, or an utterance of none would be NaN.
-        padding_mask = places >= lengths[:, None].clamp(min=1)
-        x = torch.relu(self.enter(vectors))
-        x = self.layers(x, src_key_padding_mask=padding_mask)
-        return self.leave(x)
 
 
 class SpeechLLM(nn.Module):
@@ -112,11 +45,18 @@ class SpeechLLM(nn.Module):
     random : int, optional
         Seed of weights as before any training, in place of the model's, for comparison:
         what does the text bring?
+    dtype : str
+        Of its weights: float32 or bfloat16.
+    text : str, optional
+        The prompt in its template, as it was before. Templates may say today's date, and
+        an adapter has learnt to follow that of its training.
 
     Attributes
     ----------
     width : int
         Of an embedding.
+    end : int
+        The piece that ends a text.
     memory : str or None
         What the model calls its keys and values; None if it remembers anything else, and
         is asked row by row.
@@ -127,71 +67,55 @@ class SpeechLLM(nn.Module):
     Raises
     ------
     ValueError
-        If there is no causal language model, the prompt has no place for speech, or the
-        tokenizer lacks what is needed.
+        As `load_llm` and `render`, or if the prompt has no place for speech.
     """
 
-    def __init__(self, source, prompt=SPEECH, chat=False, random=None):
+    def __init__(
+        self,
+        source,
+        prompt=SPEECH,
+        chat=False,
+        random=None,
+        dtype="float32",
+        text=None,
+    ):
         super().__init__()
-        from transformers import (
-            AutoConfig,
-            AutoModelForCausalLM,
-            AutoTokenizer,
-            GenerationConfig,
-        )
+        from transformers import GenerationConfig
 
         if prompt.count(SPEECH) != 1:
             raise ValueError(f"prompt {prompt!r} must have {SPEECH} once")
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-            if random is not None:
-                config = AutoConfig.from_pretrained(source)
-                with torch.random.fork_rng(devices=()):
-                    torch.manual_seed(random)
-                    self.lm = AutoModelForCausalLM.from_config(config)
-            else:
-                self.lm = AutoModelForCausalLM.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            is_folder = pathlib.Path(source).is_dir()
-            raise ValueError(
-                f"llm {source}: {'folder lacks' if is_folder else 'no such folder:'} a "
-                f"causal language model and its tokenizer ({str(error).splitlines()[0]})"
-            ) from None
-        self.lm.float().requires_grad_(False).eval()
-        self.end = self.tokenizer.eos_token_id
-        if self.end is None:
-            raise ValueError(f"llm {source}: its tokenizer has no end of sentence")
+        self.lm, self.tokenizer = load_llm(source, dtype, random)
+        self.prompt, self.chat = prompt, chat
+        self.text_around = text
+        if text is None:
+            self.text_around = (
+                render(self.tokenizer, prompt, source) if chat else prompt
+            )
+        self.end = find_end(self.tokenizer) if chat else self.tokenizer.eos_token_id
         # Not the model's own: some sample, or punish what is said twice.
         self.lm.generation_config = GenerationConfig(
             eos_token_id=self.end, pad_token_id=self.end
         )
         begin = self.tokenizer.bos_token_id
-        begin = [self.end if begin is None else begin]
-        text = prompt
+        begin = [self.tokenizer.eos_token_id if begin is None else begin]
         if chat:
-            if self.tokenizer.chat_template is None:
-                raise ValueError(
-                    f"llm {source} has no chat template: --chat False puts the prompt "
-                    "before it as it is"
-                )
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
             begin = []  # the template's own
-        before, after = text.split(SPEECH)
+        before, after = self.text_around.split(SPEECH)
         self.before = torch.tensor(begin + self._split(before), dtype=torch.long)
         self.after = torch.tensor(self._split(after), dtype=torch.long)
         self.embed = self.lm.get_input_embeddings()
         self.width = self.embed.embedding_dim
         self.memory = self._find_memory()
-        tokenizer = self.tokenizer.backend_tokenizer.to_str()
-        self.identity = {
-            "prompt": text,
+
+    @functools.cached_property
+    def identity(self):
+        """See above. It reads all weights: ask for it once, in one process."""
+        return {
+            "prompt": self.prompt,
+            "chat": self.chat,
+            "end": self.tokenizer.convert_ids_to_tokens(self.end),
             "width": self.width,
-            "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
-            "weights": hash_parameters(dict(self.lm.named_parameters())),
+            **identify(self.lm, self.tokenizer),
         }
 
     def train(self, mode=True):
@@ -205,6 +129,7 @@ class SpeechLLM(nn.Module):
     def decode(self, ids):
         """What ids say, spaces at the begin included."""
         options = {"clean_up_tokenization_spaces": False}  # it joins what was apart
+        ids = [piece for piece in ids if piece != self.end]  # which may not be special
         return self.tokenizer.decode(ids, skip_special_tokens=True, **options)
 
     def text(self, ids):
@@ -247,13 +172,12 @@ class SpeechLLM(nn.Module):
         # No logits are needed where all rows have their prompt.
         first = len(self.before) - read + int(lengths.min()) + len(self.after) - 1
         kept = rows.shape[1] - first
-        logits = self.lm(
-            inputs_embeds=rows, logits_to_keep=kept, **cache
-        ).logits.float()
+        logits = self.lm(inputs_embeds=rows, logits_to_keep=kept, **cache).logits
         targets = targets[:, first:]
-        loss = nn.functional.cross_entropy(
-            logits.transpose(1, 2), targets, ignore_index=NO_LOSS, reduction="sum"
-        )
+        # Of a vocabulary of 150,000 every row counts: padding and prompts have none.
+        said = targets != NO_LOSS
+        logits, targets = logits[said].float(), targets[said]
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
         return loss, (logits.argmax(-1) == targets).sum(), total
 
     def transcribe(self, embeddings, lengths, beam_size=1):
@@ -290,7 +214,7 @@ class SpeechLLM(nn.Module):
         prompts = list(self._prompts(embeddings, lengths))
         beams = self._generate(prompts, lengths.tolist(), beam_size)
         return [
-            [Written(ids, self._log_probs(speech, ids)) for ids in beam]
+            list(map(Written, beam, self._log_probs(speech, beam)))
             for speech, beam in zip(prompts, beams, strict=True)
         ]
 
@@ -330,14 +254,24 @@ class SpeechLLM(nn.Module):
         ).tolist()
         return [rows[i : i + beam_size] for i in range(0, len(rows), beam_size)]
 
-    def _log_probs(self, speech, ids):
-        """Log-probability of each id behind a prompt [S, H]."""
-        if not ids:
-            return []
-        ids = torch.tensor(ids, device=speech.device)
-        rows = torch.cat([speech, self.embed(ids[:-1])])[None]
-        logits = self.lm(inputs_embeds=rows, logits_to_keep=len(ids)).logits[0].float()
-        return logits.log_softmax(-1).gather(1, ids[:, None])[:, 0].tolist()
+    def _log_probs(self, speech, beam):
+        """Log-probabilities of the ids of each text of a beam behind a prompt [S, H]."""
+        texts = [torch.tensor(ids, device=speech.device) for ids in beam]
+        longest = max(map(len, texts))
+        if not longest:
+            return [[] for _ in texts]
+        # Behind a text, where a causal model does not look: no mask is needed.
+        rows = [torch.cat([speech, self.embed(ids[:-1])]) for ids in texts]
+        rows = pad_sequence(rows, batch_first=True)
+        logits = self.lm(inputs_embeds=rows, logits_to_keep=longest).logits
+        return [
+            row[: len(ids)]
+            .float()
+            .log_softmax(-1)
+            .gather(1, ids[:, None])[:, 0]
+            .tolist()
+            for row, ids in zip(logits, texts, strict=True)
+        ]
 
     @torch.no_grad()
     def _find_memory(self):

@@ -25,9 +25,7 @@ def run(hparams_file, run_opts, overrides):
     """
     hparams = load_settings(hparams_file, run_opts, overrides)
     tokenizer = hparams["tokenizer"]
-    recognizer = FrozenRecognizer(
-        hparams["recognizer"], run_opts.get("device") or "cpu"
-    )
+    recognizer = FrozenRecognizer(hparams["recognizer"], run_opts["device"])
     _check(hparams, recognizer)
     if not run_opts.get("test_only"):
         # Checkpoints, if there are any, are loaded later.

@@ -6,7 +6,7 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
-from cif_lobes.nets.opened_llm import check_identity, open_llm
+from cif_lobes.nets.opened_llm import check_identity, identity_of, open_llm
 from cif_lobes.runs.ears import open_cache
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.stages import assemble, finish, fit, start
@@ -61,16 +61,14 @@ def make_brain(hparams, run_opts):
     ValueError
         If they do not fit the adapter, or are not those of an earlier start.
     """
-    recognizer = FrozenRecognizer(
-        hparams["recognizer"], run_opts.get("device") or "cpu"
-    )
+    recognizer = FrozenRecognizer(hparams["recognizer"], run_opts["device"])
     network = recognizer.network
     hparams |= {
         "tokenizer": recognizer.tokenizer,
         "sample_rate": recognizer.sample_rate,
     }
     hparams |= {"features": network.features, "encoder": network.encoder}
-    llm, lora = open_llm(hparams)
+    llm, lora = open_llm(hparams, hparams["output_folder"])
     for name, ours, theirs in [
         ("cif_width", hparams["cif_width"], recognizer.vector_size),
         ("llm_width", hparams["llm_width"], llm.width),
@@ -79,7 +77,7 @@ def make_brain(hparams, run_opts):
             raise ValueError(
                 f"{name} is {ours}, that of the model is {theirs}: --{name} {theirs}"
             )
-    run_on_main(keep_identity, args=[hparams, llm, recognizer])
+    run_on_main(keep_identity, args=[hparams, llm, lora, recognizer])
     return assemble(
         SpeechLLMBrain,
         hparams,
@@ -127,10 +125,10 @@ def how(hparams):
     return {name: hparams[setting] for name, setting in names.items()}
 
 
-def keep_identity(hparams, llm, recognizer):
+def keep_identity(hparams, llm, lora, recognizer):
     """Write down what the adapter is trained for, or see that it is still the same."""
     folder = pathlib.Path(hparams["output_folder"])
-    now = {**llm.identity, "recognizer": recognizer.weights_hash}
+    now = identity_of(llm, lora, recognizer.weights_hash)
     if (folder / LLM_NOTE).exists():
         check_identity(folder, now, hparams["llm"])
     else:

@@ -23,7 +23,7 @@ from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.validation import MEMORY, prepare_own_data
 from cif_lobes.decoding.language_model import loader_options
 from cif_lobes.devices.precision import set_tf32
-from cif_lobes.devices.processes import check_device
+from cif_lobes.devices.processes import own_device
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.runs.dry_run import into_nowhere, measure
 from cif_lobes.runs.ears import load_ears, note_ears
@@ -98,7 +98,7 @@ def start(hparams_file, run_opts, overrides, prepare):
 
 def load_settings(hparams_file, run_opts, overrides):
     """Join the other processes, load the yaml, make the output folder; see `start`."""
-    check_device(run_opts.get("device"))
+    _choose_device(run_opts)
     ddp_init_group(run_opts)
     settings = read_plain(hparams_file, overrides)
     if run_opts.get("dry_run"):
@@ -120,6 +120,16 @@ def load_settings(hparams_file, run_opts, overrides):
     if not hparams["dry_run"]:
         note_ears(hparams)
     return hparams
+
+
+def _choose_device(run_opts):
+    """Once, for the Brain and for the frozen networks beside it alike."""
+    device = own_device(run_opts.get("device"))
+    if isinstance(run_opts, dict):
+        run_opts["device"] = device
+    else:  # SpeechBrain's RunOptions: frozen, and a Brain reads of it what was typed
+        object.__setattr__(run_opts, "device", device)
+        run_opts.overridden_args.add("device")
 
 
 def fit_tokenizer(hparams, manifest):

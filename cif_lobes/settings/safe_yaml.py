@@ -38,8 +38,8 @@ CLASSES = frozenset(
     cif_lobes.nets.fithubert.FitHuBERT
     cif_lobes.nets.fithubert.HintedStudent
     cif_lobes.nets.frozen_student.FrozenStudent
-    cif_lobes.nets.speech_llm.LinearAdapter
-    cif_lobes.nets.speech_llm.TransformerAdapter
+    cif_lobes.nets.adapters.LinearAdapter
+    cif_lobes.nets.adapters.TransformerAdapter
     cif_lobes.training.schedules.RiseAndFall
     cif_lobes.training.schedules.TriStage
     cif_lobes.decoding.ctc_ranking.CTCRanker

@@ -135,6 +135,23 @@ def hash_parameters(parameters):
     return digest.hexdigest()[:16]
 
 
+def hash_values(weights):
+    """16 hex digits of shapes and values of some weights, whatever their names and order.
+
+    Bfloat16 weights have the hash of the same numbers in float32.
+
+    Arguments
+    ---------
+    weights : iterable of torch.Tensor
+    """
+    digests = []
+    for weight in weights:
+        digest = hashlib.sha256(f"{list(weight.shape)}".encode())
+        digest.update(weight.detach().float().contiguous().cpu().numpy())
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+
+
 def hash_modules(parameters, names):
     """Hash of those of a network's weights that are of some of its modules."""
     theirs = {k: v for k, v in parameters.items() if k.split(".")[0] in names}

@@ -98,6 +98,9 @@ def test_an_export_names_the_model_and_holds_it_not(export, llm, run):
     assert note == json.loads((run / "llm.json").read_text())
     assert set(note) == {
         "prompt",
+        "prompt in its template",
+        "chat",
+        "end",
         "width",
         "tokenizer",
         "weights",
@@ -116,7 +119,7 @@ def test_what_is_not_the_same_is_refused(run, export, tmp_path, corpus, exported
     for folder in (run, export):
         with pytest.raises(ValueError, match="trained with weights other than"):
             open_folder(folder, {"llm": other})
-        with pytest.raises(ValueError, match="none: no such folder"):
+        with pytest.raises(ValueError, match="none: neither a folder"):
             open_folder(folder, {"llm": str(tmp_path / "none")})
     copy = shutil.copytree(export, tmp_path / "copy")
     path = copy / "recognizer/model.safetensors"

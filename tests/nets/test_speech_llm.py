@@ -1,16 +1,26 @@
 """CIF vectors in a language model's prompt."""
 
 import sys
+import time
 
 import pytest
 import torch
 import transformers
 from tiny_llm import make_llm
 
+from cif_lobes.nets.adapters import LinearAdapter
 from cif_lobes.nets.lora import LoRA
-from cif_lobes.nets.speech_llm import LinearAdapter, SpeechLLM, TransformerAdapter
+from cif_lobes.nets.speech_llm import SpeechLLM
 
 PROMPT = "S:{speech}T:"
+CHAT = "<s>{% for m in messages %}S{{ m['content'] }}{% endfor %}T"
+
+
+def set_template(folder, template):
+    """Write a chat template into a model's folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -195,39 +205,59 @@ def test_lora_that_cannot_be(tmp_path, monkeypatch):
         LoRA(llm, 2, 8, ["c_attn"])
 
 
-def test_the_transformer_adapter_sees_no_padding():
+def test_bfloat16_weights(tmp_path):
+    """Half the memory, nearly the same loss, and LoRA learns in float32."""
+    folder = make_llm(tmp_path, "llama")
+    plain, half = (SpeechLLM(folder, PROMPT, dtype=d) for d in ("float32", "bfloat16"))
+    assert all(p.dtype == torch.bfloat16 for p in half.lm.parameters())
     torch.manual_seed(0)
-    adapter = TransformerAdapter(8, 12, d_model=16, num_layers=2, nhead=2, d_ffn=32)
-    adapter.eval()
-    vectors, lengths = torch.randn(3, 6, 8), torch.tensor([6, 2, 0])
-    together = adapter(vectors, lengths)
-    assert together.isfinite().all()
-    for i, n in enumerate([6, 2]):
-        alone = adapter(vectors[i : i + 1, :n], lengths[i : i + 1])
-        assert torch.allclose(alone[0], together[i, :n], atol=1e-6)
+    case = torch.randn(2, 3, 32), torch.tensor([3, 1]), ["ab", "c"]
+    assert half(*case)[0].item() == pytest.approx(plain(*case)[0].item(), rel=0.03)
+    assert len(half.nbest(*case[:2], 2)[0]) == 2
+    lora = LoRA(half, 2, 8, ["q_proj"])
+    assert {p.dtype for p in lora.parameters()} == {torch.float32}
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss, *_ = lora(*case)
+        loss.backward()
+    assert sum(p.grad.abs().sum() for p in lora.parameters()) > 0
 
 
-def test_what_cannot_be(tmp_path, llm):
+def test_loss_and_its_gradient_with_few_rows_of_logits(llm):
+    """Only where something is said: as by the whole matrix."""
+    torch.manual_seed(0)
+    speech = torch.randn(3, 4, 32).requires_grad_()
+    loss, *_ = llm(speech, torch.tensor([4, 1, 2]), ["abcd", "", "b"])
+    loss.backward()
+    assert speech.grad[0].abs().sum() > 0
+    assert not speech.grad[1, 1:].any() and not speech.grad[2, 2:].any()
+
+
+def test_a_prompt_without_a_place(tmp_path):
     folder = make_llm(tmp_path / "llm")
     for prompt in ("", "{speech}{speech}"):
         with pytest.raises(ValueError, match="must have {speech} once"):
             SpeechLLM(folder, prompt)
-    with pytest.raises(ValueError, match="no chat template: --chat False"):
-        SpeechLLM(folder, PROMPT, chat=True)
-    with pytest.raises(ValueError, match="none: no such folder"):
-        SpeechLLM(str(tmp_path / "none"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty: folder lacks"):
-        SpeechLLM(str(tmp_path / "empty"))
+
+
+def test_a_template_that_says_the_date(tmp_path):
+    """The prompt is what it was when the adapter was trained."""
+    folder = make_llm(tmp_path)
+    set_template(folder, "{{ strftime_now('%f') }}" + CHAT)
+    first = SpeechLLM(folder, "a{speech}b", chat=True)
+    time.sleep(1e-3)
+    second = SpeechLLM(folder, "a{speech}b", chat=True)
+    assert first.text_around != second.text_around
+    assert first.identity == second.identity
+    again = SpeechLLM(folder, "a{speech}b", chat=True, text=first.text_around)
+    assert again.text_around == first.text_around
+    assert torch.equal(again.before, first.before)
 
 
 def test_a_chat_template_and_random_weights(tmp_path):
     folder = make_llm(tmp_path)
     plain = SpeechLLM(folder, PROMPT)
-    plain.tokenizer.chat_template = (
-        "<s>{% for m in messages %}S{{ m['content'] }}{% endfor %}T"
-    )
-    plain.tokenizer.save_pretrained(folder)
+    set_template(folder, CHAT)
     chat = SpeechLLM(folder, "a{speech}b", chat=True)
     assert chat.before.tolist() == [1, 8, 3] and chat.after.tolist() == [4, 9]
     state = torch.random.get_rng_state()
@@ -236,3 +266,19 @@ def test_a_chat_template_and_random_weights(tmp_path):
     assert random.identity == again.identity
     assert random.identity["weights"] != plain.identity["weights"]
     assert random.identity["tokenizer"] == plain.identity["tokenizer"]
+
+
+def test_the_end_of_a_turn_ends_a_text(tmp_path):
+    """Where a template ends turns with a piece of its own, that is learnt and waited for."""
+    folder = make_llm(tmp_path, marks=("<end>",))
+    set_template(folder, CHAT.replace("%}T", "%}<end>T"))
+    llm = SpeechLLM(folder, PROMPT, chat=True)
+    end = llm.tokenizer.convert_tokens_to_ids("<end>")
+    assert llm.end == end != llm.tokenizer.eos_token_id
+    assert llm.lm.generation_config.eos_token_id == end
+    assert llm.text([3, end]) == "a"
+    loss, _, total = llm(torch.zeros(1, 0, 32), torch.tensor([0]), [""])
+    read = torch.cat([llm.before, llm.after])[None]
+    said = llm.lm(read).logits[0, -1].log_softmax(-1)
+    assert total == 1 and loss.item() == pytest.approx(-said[end].item(), rel=1e-5)
+    assert llm.identity["end"] == "<end>"

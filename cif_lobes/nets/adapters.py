@@ -1,0 +1,92 @@
+"""From CIF vectors into the embeddings of a language model: X-LLM's adapters.
+
+Chen et al., https://arxiv.org/abs/2305.04160, 3.2.
+"""
+
+import torch
+from speechbrain.lobes.models.transformer.Transformer import PositionalEncoding
+from torch import nn
+
+from cif_lobes.nets.decoder import MAX_TOKENS
+
+
+class LinearAdapter(nn.Module):
+    """One linear layer from CIF vectors to embeddings.
+
+    Arguments
+    ---------
+    input_size, output_size : int
+        Widths of a CIF vector and of the language model.
+    """
+
+    def __init__(self, input_size, output_size):
+        super().__init__()
+        self.linear = nn.Linear(input_size, output_size)
+
+    def forward(self, vectors, lengths):
+        """[B, U, D] to [B, U, H]."""
+        return self.linear(vectors)
+
+
+class TransformerAdapter(nn.Module):
+    """A small Transformer encoder between two linear layers, as X-LLM has a BERT.
+
+    Arguments
+    ---------
+    input_size, output_size : int
+        Widths of a CIF vector and of the language model.
+    d_model, num_layers, nhead, d_ffn : int
+        Sizes of the encoder.
+    dropout : float
+
+    Example
+    -------
+    >>> adapter = TransformerAdapter(8, 12, d_model=16, num_layers=1, nhead=2, d_ffn=32)
+    >>> adapter(torch.rand(2, 3, 8), torch.tensor([3, 0])).shape
+    torch.Size([2, 3, 12])
+    """
+
+    def __init__(
+        self,
+        input_size,
+        output_size,
+        d_model=256,
+        num_layers=2,
+        nhead=4,
+        d_ffn=1024,
+        dropout=0.1,
+    ):
+        super().__init__()
+        self.enter = nn.Linear(input_size, d_model)
+        self.positions = PositionalEncoding(d_model, max_len=MAX_TOKENS)
+        layer = nn.TransformerEncoderLayer(
+            d_model, nhead, d_ffn, dropout, batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, num_layers, nn.LayerNorm(d_model), enable_nested_tensor=False
+        )
+        self.leave = nn.Linear(d_model, output_size)
+
+    def forward(self, vectors, lengths):
+        """[B, U, D] to [B, U, H]; no vector sees padding.
+
+        Raises
+        ------
+        ValueError
+            If there are more vectors than positions.
+        """
+        steps = vectors.shape[1]
+        if steps > MAX_TOKENS:
+            raise ValueError(
+                f"{steps:,} tokens in an utterance, the adapter has {MAX_TOKENS:,} "
+                "positions: cut the audio at pauses"
+            )
+        # Attention over nothing fails. With one vector where nothing fired all parameters
+        # are used, as DistributedDataParallel needs them.
+        vectors = nn.functional.pad(vectors, (0, 0, 0, int(steps == 0)))
+        places = torch.arange(vectors.shape[1], device=vectors.device)
+        # One vector always is seen, or an utterance of none would be NaN.
+        padding_mask = places >= lengths[:, None].clamp(min=1)
+        x = self.enter(vectors) + self.positions.pe[:, : vectors.shape[1]]
+        x = self.layers(x, src_key_padding_mask=padding_mask)
+        return self.leave(x)[:, :steps]
