@@ -10,6 +10,23 @@ from torch import nn
 from cif_lobes.nets.decoder import MAX_TOKENS
 
 
+def start_small(layer, spread):
+    """Let a last layer's outputs begin with the standard deviation of embeddings.
+
+    As PyTorch begins them they are thirty times as large as those of many language models,
+    whose layers then hardly move them.
+
+    Arguments
+    ---------
+    layer : torch.nn.Linear
+        Changed in place. Its inputs have a mean square of about 1.
+    spread : float
+        Of the language model's own embeddings.
+    """
+    nn.init.normal_(layer.weight, std=spread * layer.in_features**-0.5)
+    nn.init.zeros_(layer.bias)
+
+
 class LinearAdapter(nn.Module):
     """One linear layer from CIF vectors to embeddings.
 
@@ -22,6 +39,10 @@ class LinearAdapter(nn.Module):
     def __init__(self, input_size, output_size):
         super().__init__()
         self.linear = nn.Linear(input_size, output_size)
+
+    def start_like(self, embeddings):
+        """Begin with outputs as large as a language model's embeddings [V, H]."""
+        start_small(self.linear, float(embeddings.std()))
 
     def forward(self, vectors, lengths):
         """[B, U, D] to [B, U, H]."""
@@ -66,6 +87,10 @@ class TransformerAdapter(nn.Module):
             layer, num_layers, nn.LayerNorm(d_model), enable_nested_tensor=False
         )
         self.leave = nn.Linear(d_model, output_size)
+
+    def start_like(self, embeddings):
+        """Begin with outputs as large as a language model's embeddings [V, H]."""
+        start_small(self.leave, float(embeddings.std()))
 
     def forward(self, vectors, lengths):
         """[B, U, D] to [B, U, H]; no vector sees padding.

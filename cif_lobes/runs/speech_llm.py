@@ -77,6 +77,8 @@ def make_brain(hparams, run_opts):
             raise ValueError(
                 f"{name} is {ours}, that of the model is {theirs}: --{name} {theirs}"
             )
+    # Checkpoints, if there are any, are loaded later.
+    hparams["adapter"].start_like(llm.embed.weight)
     run_on_main(keep_identity, args=[hparams, llm, lora, recognizer])
     return assemble(
         SpeechLLMBrain,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cif_lobes.nets.adapters import TransformerAdapter
+from cif_lobes.nets.adapters import LinearAdapter, TransformerAdapter
 
 
 @pytest.fixture
@@ -47,3 +47,13 @@ def test_a_batch_in_which_nothing_fired(adapter, training):
 def test_more_vectors_than_positions(adapter):
     with pytest.raises(ValueError, match="2,501 tokens in an utterance"):
         adapter(torch.zeros(1, 2501, 8), torch.tensor([2501]))
+
+
+@pytest.mark.parametrize("kind", [LinearAdapter, TransformerAdapter])
+def test_outputs_begin_as_large_as_embeddings(kind):
+    torch.manual_seed(0)
+    adapter = kind(64, 96).eval()
+    vectors, lengths = torch.randn(4, 50, 64), torch.full((4,), 50)
+    assert adapter(vectors, lengths).std() > 0.3
+    adapter.start_like(0.02 * torch.randn(1000, 96))
+    assert adapter(vectors, lengths).std().item() == pytest.approx(0.02, rel=0.1)
