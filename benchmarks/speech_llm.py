@@ -1,12 +1,13 @@
-"""What reading a prompt once, and writing texts together, save with a language model.
+"""What X-LLM's ways to read and write with a language model save.
 
-    python benchmarks/speech_llm.py --out speech_llm.md      (4 minutes)
+    python benchmarks/speech_llm.py --out speech_llm.md      (5 minutes)
 
 A model of SmolLM2-135M's sizes and random weights behind the vectors of a batch. A step:
 loss and gradient at the vectors, with what all prompts begin with read once for the batch,
-against reading it in every row. Writing: greedy, all texts of the batch together, against
-one after the other. Weights are random, so texts do not end before their limit. Rounds are
-interleaved and time is that of the CPU.
+against reading it in every row; then, with precision bf16, with frozen weights in bfloat16
+against weights in float32, which autocast casts in every layer and step. Writing: greedy,
+all texts of the batch together, against one after the other. Weights are random, so texts do
+not end before their limit. Rounds are interleaved and time is that of the CPU.
 """
 
 import statistics
@@ -34,11 +35,12 @@ SIZES = {
     "rounds": (5, "timed rounds"),
 }
 STEPS = ("in every row", "once")
+DTYPES = ("float32", "bfloat16")
 WRITING = ("one by one", "together")
 
 
-def make_llm(args, folder):
-    """The language model, whose pieces are letters."""
+def make_llms(args, folder):
+    """The language model, whose pieces are letters, by the dtype of its weights."""
     pieces = {
         piece: i for i, piece in enumerate(["<s>", "</s>", *string.ascii_letters])
     }
@@ -58,13 +60,14 @@ def make_llm(args, folder):
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     prompt = "a" * (args.before - 1) + "{speech}" + "b" * args.after
-    return SpeechLLM(folder, prompt)
+    return {dtype: SpeechLLM(folder, prompt, dtype=dtype) for dtype in DTYPES}
 
 
 def measure(args):
     """Seconds of each way, a list over interleaved rounds."""
     with tempfile.TemporaryDirectory() as folder:
-        llm = make_llm(args, folder)
+        llms = make_llms(args, folder)
+    llm = llms["float32"]
     speech = torch.randn(args.batch, args.vectors, llm.width, requires_grad=True)
     lengths = torch.full((args.batch,), args.vectors)
     texts = ["c" * args.vectors] * args.batch
@@ -74,6 +77,11 @@ def measure(args):
         llm._read_before = read_before
         llm(speech, lengths, texts)[0].backward()
 
+    def mixed(dtype):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, *_ = llms[dtype](speech, lengths, texts)
+        loss.backward()
+
     def one_by_one():
         for i in range(args.batch):
             llm.transcribe(speech[i : i + 1].detach(), lengths[i : i + 1])
@@ -82,6 +90,7 @@ def measure(args):
         {
             "in every row": lambda: step(lambda batch, device: ({}, 0)),
             "once": lambda: step(read_once),
+            **{dtype: lambda dtype=dtype: mixed(dtype) for dtype in DTYPES},
             "one by one": one_by_one,
             "together": lambda: llm.transcribe(speech.detach(), lengths),
         },
@@ -93,13 +102,17 @@ def report(args):
     times = measure(args)
     lines = [
         f"{args.batch} utterances of {args.vectors} vectors, {args.before} pieces before "
-        f"and {args.after} behind them, SmolLM2-135M's sizes. CPU, float32, 1 thread, "
+        f"and {args.after} behind them, SmolLM2-135M's sizes. CPU, 1 thread, "
         f"PyTorch {torch.__version__}, medians of {args.rounds} interleaved rounds.",
         "",
         "| what | way | s | ratio |",
         "|---|---|---:|---:|",
     ]
-    for what, ways in [("a step, prompt read", STEPS), ("writing", WRITING)]:
+    for what, ways in [
+        ("a step, prompt read", STEPS),
+        ("a step in bf16, weights in", DTYPES),
+        ("writing", WRITING),
+    ]:
         lines += [
             f"| {what} | {way} | {statistics.median(times[way]):.2f} | "
             f"{ratio(times, way, ways[0]):.2f} |"
