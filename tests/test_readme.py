@@ -156,8 +156,8 @@ def in_place(command, place):
         words += "--vocab_size 12 --d_model 16 --num_layers 1 --d_ffn 16".split()
         words += "--number_of_epochs 1 --device cpu".split()
     if any(w.endswith("train_coldec.py") for w in words):
-        words += "--vocab_size 12 --vector_size 32 --d_model 16 --nhead 2".split()
-        words += "--d_ffn 32 --number_of_epochs 1 --device cpu".split()
+        words += "--vocab_size 12 --vector_size 32 --d_model 32 --nhead 2".split()
+        words += "--d_ffn 64 --number_of_epochs 1 --device cpu".split()
     if any(w.endswith("train_llm.py") for w in words):
         words += "--llm_width 32 --cif_width 32 --d_ffn 32 --device cpu".split()
         words += ["--number_of_epochs", "1", "--prompt", "S:{speech}T:"]
@@ -176,7 +176,8 @@ def in_place(command, place):
 def test_commands_run_in_order(place):
     """As a user starts them: each program cold, and warm where it is asked again."""
     environment, started = {"PYTHONPATH": str(ROOT)}, set()
-    typed = [command for page in PAGES for command in commands(page)]
+    # What a later page repeats is typed once.
+    typed = dict.fromkeys(command for page in PAGES for command in commands(page))
     scripts = [c for c in typed if not c.startswith(("make ", "source "))]
     assert len(scripts) >= 30
     for command in scripts:
