@@ -139,10 +139,12 @@ def last_checkpoint(run):
 
 
 def load_module(path):
-    """Import a script that is not part of a package."""
+    """Import a script that is not part of a package, and what it has from neighbours."""
     spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(pathlib.Path(path).parent))
+        spec.loader.exec_module(module)
     return module
 
 

@@ -95,11 +95,16 @@ def _not_scored(folder):
     compare_runs([folder / "cif_1"], [folder / "cif_2"], "test")
 
 
-def _keep(folder):
-    record = {"commands": ["python train.py a.yaml --data_folder /scratch/aishell"]}
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "epochs.jsonl").touch()
-    keep.main(Namespace(run=folder, kept=folder / "kept", data="AISHELL-1", rename=[]))
+def _keep(**others):
+    def call(folder):
+        record = {"commands": ["python train.py a.yaml --data_folder /scratch/aishell"]}
+        record["results"] = {"valid": {}, "test": {}}
+        (folder / "run.json").write_text(json.dumps(record))
+        (folder / "epochs.jsonl").touch()
+        given = {"data": "AISHELL-1", "dev": None, "rename": [], **others}
+        keep.main(Namespace(run=folder, kept=folder / "kept", **given))
+
+    return call
 
 
 def _no_runs(folder):
@@ -145,7 +150,8 @@ SECTIONS = {
         "runs scored on different utterances": _compare([("u1", 3)], [("u2", 3)]),
         "words in one run, characters in the other": _compare([("u1", 3)], [("u1", 9)]),
         "no alignments": lambda folder: read_alignments(folder / "errors_test.txt"),
-        "a kept command with a path of the machine": _keep,
+        "a kept command with a path of the machine": _keep(),
+        "a kept run whose `--dev` was not scored": _keep(dev="dev"),
         "a folder without runs": _no_runs,
     },
 }

@@ -17,6 +17,7 @@ from cif_lobes.runs.cif import make_brain
 TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(part.split("\n", 1) for part in TEXT.split("\n## ")[1:])
 ENCODER, CORPUS = SECTIONS["Another encoder"], SECTIONS["Another corpus"]
+LOSS = SECTIONS["A loss without a teacher"]
 
 
 def commands_of(text):
@@ -93,6 +94,36 @@ def test_another_encoder(place, corpus):
     for letter, end in ends:
         assert abs(end - 0.22 - 0.24 * "abcd".index(letter)) < 0.36, out
     assert (place / "fires.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_loss_without_a_teacher(place, corpus):
+    """Counted in training and validation; a yaml without its weight trains as before."""
+    files = docs_files(LOSS)
+    losses = place / "cif_lobes/losses/recognition.py"
+    losses.write_text(losses.read_text() + files["cif_lobes/losses/recognition.py"])
+    brain = place / "cif_lobes/training/cif.py"
+    text, mark = brain.read_text(), "            )\n        return losses\n"
+    method = files["cif_lobes/training/cif.py"]
+    assert text.count(mark) == 1 and "quantity_loss\n" in text
+    text = text.replace(mark, mark.replace("        return", f"{method}        return"))
+    brain.write_text(text.replace("quantity_loss\n", "quantity_loss, undecided\n", 1))
+    (setting,) = re.findall(r"```yaml\n(.*?)```", LOSS, re.DOTALL)
+    yaml = place / "recipes/AISHELL-1/hparams/cif_mini.yaml"
+    (place / "my.yaml").write_text(
+        yaml.read_text().replace("\nctc_weight:", f"\n{setting}ctc_weight:")
+    )
+    csvs = {"train_csv": corpus[0], "valid_csv": corpus[1], "test_csv": "[]"}
+    settings = {"skip_prep": True, "number_of_epochs": 1, **csvs}
+    for name in ("my.yaml", yaml):
+        command = f"python recipes/AISHELL-1/train.py {name}"
+        train(command, place, output_folder=place / "run" / "own", **settings)
+        (row,) = map(json.loads, (place / "run/own/epochs.jsonl").open())
+        for stage in ("train", "valid"):
+            found = row[stage]["losses"].get("undecided")
+            assert (found is None) == (name == yaml)
+            assert found is None or found["weight"] == 0.1 and found["value"] > 0
+        shutil.rmtree(place / "run")
 
 
 @pytest.mark.slow

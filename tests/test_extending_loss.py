@@ -27,6 +27,8 @@ def written(tmp_path_factory):
     (code,) = blocks("python")
     (folder / "relations.py").write_text(code)
     setting, item = blocks("yaml")
+    copy, command = blocks("bash")
+    assert copy == f"cp {YAML.relative_to(ROOT)} my.yaml\n" and " my.yaml " in command
     text = YAML.read_text()
     text = text.replace("\ncentre_teacher:", f"\n{setting}centre_teacher:")
     text = re.sub(r"(    - !new:\S+\.LRD .*\n)", rf"\1{item}", text)

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from conftest import PITCH, ROOT, TINY, speak, write_corpus
 from programs import run_python
+from tiny_ears import make_folder
 from tiny_hubert import make_hubert
 from tiny_llm import make_llm
 from tiny_teacher import make_teacher
@@ -106,21 +107,23 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("readme")
     aishell(place / "data/aishell")
     librispeech(place / "data/LibriSpeech")
-    make_teacher(
-        place / "models/bert-base-chinese",
-        width=16,
-        vocab=[
-            *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
-            *(f"{mark}{letter}" for mark in ("", "##") for letter in PITCH),
-        ],
-    )
+    pieces = [f"{mark}{letter}" for mark in ("", "##") for letter in PITCH]
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    for name in ("bert-base-chinese", "bert-base-uncased", "my-bert"):
+        make_teacher(place / "models" / name, width=16, vocab=[*specials, *pieces])
     make_hubert(place / "models/hubert-base-ls960")
     make_llm(place / "models/qwen", "llama")
+    make_folder("whisper", place / "models/whisper-base")
     for name, seed in (("train", 1), ("dev", 2), ("test", 3)):
         shutil.move(write_corpus(place / "my", 8, seed), place / f"my/{name}.csv")
     soundfile.write(place / "my/speech.wav", speak("abcd"), 16000)
     (place / "my/names.txt").write_text("abc\ndd\n")
     return place
+
+
+def ears_of(place):
+    """Settings of tiny pretrained ears in the place of Whisper-base."""
+    return {"ears": place / "models/whisper-base", "ears_layers": "[3]"}
 
 
 def in_place(command, place):
@@ -140,17 +143,29 @@ def in_place(command, place):
         settings = {**TINY, "number_of_epochs": 1, "device": "cpu", "vocab_size": 12}
         if "cif_fithubert" in command:
             del settings["n_mels"], settings["conv_channels"]
+        if "ears_cache" in command:
+            for name in ("n_mels", "conv_channels", "pool_after"):
+                del settings[name]
+            settings |= {
+                **ears_of(place),
+                "ears_width": 32,
+                "ears_folder": place / "ears",
+            }
         words += [p for k, v in settings.items() for p in (f"--{k}", str(v))]
     if any(w.endswith("train_lm.py") for w in words):
         words += "--vocab_size 12 --d_model 16 --num_layers 1 --d_ffn 16".split()
         words += "--number_of_epochs 1 --device cpu".split()
     if any(w.endswith("train_coldec.py") for w in words):
-        words += "--vocab_size 12 --vector_size 32 --d_model 16 --nhead 2".split()
-        words += "--d_ffn 32 --number_of_epochs 1 --device cpu".split()
+        words += "--vocab_size 12 --vector_size 32 --d_model 32 --nhead 2".split()
+        words += "--d_ffn 64 --number_of_epochs 1 --device cpu".split()
     if any(w.endswith("train_llm.py") for w in words):
         words += "--llm_width 32 --cif_width 32 --d_ffn 32 --device cpu".split()
         words += ["--number_of_epochs", "1", "--prompt", "S:{speech}T:"]
-    if "extract_teacher.py" in command:
+    if "extract_ears" in command:
+        words += [
+            part for k, v in ears_of(place).items() for part in (f"--{k}", str(v))
+        ]
+    elif "extract_teacher.py" in command:
         words += ["--vocab_size", "12"]
     if "train_fithubert.py" in command:
         words += ["--teacher_width", "16", "--number_of_epochs", "1"]
@@ -161,7 +176,8 @@ def in_place(command, place):
 def test_commands_run_in_order(place):
     """As a user starts them: each program cold, and warm where it is asked again."""
     environment, started = {"PYTHONPATH": str(ROOT)}, set()
-    typed = [command for page in PAGES for command in commands(page)]
+    # What a later page repeats is typed once.
+    typed = dict.fromkeys(command for page in PAGES for command in commands(page))
     scripts = [c for c in typed if not c.startswith(("make ", "source "))]
     assert len(scripts) >= 30
     for command in scripts:

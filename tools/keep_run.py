@@ -32,6 +32,11 @@ def parse_arguments():
         help="what it was trained on, in words: DATA SET, or DATA SET: PART OF THE TABLE",
     )
     parser.add_argument(
+        "--dev",
+        metavar="SET",
+        help="scored set that is all of dev, where training validated on a part of it",
+    )
+    parser.add_argument(
         "--rename",
         nargs="*",
         default=[],
@@ -48,6 +53,11 @@ def main(arguments):
     if missing:
         raise SystemExit(f"{run} has no {missing[0]}: it is no run, or has just begun")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    if arguments.dev and arguments.dev not in record.get("results", {}):
+        raise ValueError(
+            f"{run} has not been scored on {arguments.dev}: score it with evaluate.py, or "
+            f"name one of {', '.join(record.get('results', {})) or 'no set'}"
+        )
     record["commands"] = [renamed(c, arguments.rename) for c in record["commands"]]
     for figures in record.get("results", {}).values():
         paths = {k: v for k, v in figures.items() if isinstance(v, str) and "/" in v}
@@ -56,7 +66,8 @@ def main(arguments):
     text = json.dumps(record, indent=1) + "\n"
     (kept / "run.json").write_text(text, encoding="utf-8")
     shutil.copyfile(run / "epochs.jsonl", kept / "epochs.jsonl")
-    (kept / "data.txt").write_text(f"{arguments.data}\n", encoding="utf-8")
+    about = f"{arguments.data}\n" + (f"dev: {arguments.dev}\n" if arguments.dev else "")
+    (kept / "data.txt").write_text(about, encoding="utf-8")
     for path in run.glob("errors_*.txt"):
         scores = SCORE.finditer(path.read_text(encoding="utf-8"))
         lines = "".join(f"{score[0]}\n" for score in scores)

@@ -6,6 +6,7 @@ Runs of one row with several seeds are averaged, and every row of a part of a da
 compared with the part's first by a paired bootstrap. docs/summary.md is what is said in
 words; a figure in it is named, not written: {RUNS: SET} is the mean of run folders (a
 pattern), {RUNS - OTHERS: SET} their difference. docs/headline.yaml names README's rows.
+The dev set is what training validated on, but where data.txt has a line "dev: SET".
 """
 
 import argparse
@@ -16,12 +17,12 @@ import re
 import shlex
 
 import yaml
+from run_pages import UNITS, VALID, is_recogniser, run_page
 
 from cif_lobes.decoding.significance import compare_runs
 from cif_lobes.settings.program import run_program
 
 ROOT = pathlib.Path(__file__).parent.parent
-UNITS = {"char": "CER", "word": "WER", "phone": "PER"}
 # Options that do not tell rows apart: places, the machine, and what seeds may share.
 SILENT = """seed device num_workers noprogressbar skip_prep test_only debug init_from
 distributed_backend""".split()
@@ -29,8 +30,8 @@ PLACES = ("_folder", "_csv")
 HEAD = """# Results
 
 Made by `python tools/results.py docs/runs --out RESULTS.md --readme README.md`; every
-figure is from a run in [docs/runs](docs/runs), whose page has its commands. Why a teacher
-helps or harms: [a study](docs/studies/hieradist_small.md).
+figure is from a run in [docs/runs](docs/runs), whose page has its commands. More:
+[the data](docs/corpora.md), [when a teacher helps](docs/studies/hieradist_small.md).
 
 """
 LEGEND = """
@@ -102,7 +103,10 @@ def main(arguments):
 
 
 def load(path):
-    """One run: its record, epochs, name of the row, and (data set, part) of data.txt."""
+    """One run: its record, epochs, name of the row, and (data set, part) of data.txt.
+
+    In `dev` the name of the set that is all of dev.
+    """
     run = json.loads(path.read_text())
     lines = (path.parent / "epochs.jsonl").read_text().splitlines()
     run["epochs"] = [json.loads(line) for line in lines]
@@ -110,8 +114,10 @@ def load(path):
     run["row"] = f"{yaml_path.parts[-3]}/{yaml_path.stem}"
     about = path.parent / "data.txt"
     about = about.read_text().strip() if about.exists() else yaml_path.parts[-3]
+    about, *keys = about.splitlines()
     data, _, part = about.partition(": ")
     run["data"], run["folder"] = (data, part), path.parent
+    run["dev"] = dict(line.split(": ") for line in keys).get("dev", VALID)
     return run
 
 
@@ -180,7 +186,7 @@ def ways(runs):
 
 def cells(runs, names, first):
     """What a row reaches on dev and on its test sets, and what the first row does not."""
-    tests = [name for name in names if not name.startswith("valid")]
+    tests = [name for name in names if not is_of(name, runs[0]["dev"])]
     found = {True: [], False: []}
     for split in names:
         text = f"{split}: " if split in tests and len(tests) > 1 else ""
@@ -214,17 +220,25 @@ def headline(entries, runs, published):
         "|---|---|---:|---:|---:|",
     ]
     for entry in entries:
-        if entry in published:
+        if isinstance(entry, str) and entry in published:
             lines.append(
                 f"| the whole corpus | {entry} | {published[entry]} | not yet | |"
             )
             continue
-        group = matching(runs, entry)
-        unit = UNITS[next(iter(group[0]["results"].values()))["unit"]]
+        if isinstance(entry, str):
+            group = matching(runs, entry)
+            row = group[0]["name"]
+        else:
+            group = [r for pattern in entry["runs"] for r in matching(runs, pattern)]
+            row = f"{group[0]['row']}, {entry['words']}"
         # As scored after training, not by evaluate.py.
-        rates = " / ".join(f"{mean(group, name):.2f}" for name in ways(group)[""])
-        row = f"{group[0]['data'][0]} | {group[0]['name']} | -"
-        lines.append(f"| {row} | {unit} {rates} | {len(group)} |")
+        names = ways(group)[""]
+        rates = " / ".join(f"{mean(group, name):.2f}" for name in names)
+        if len(names) == 1:
+            rates += f" ({'dev' if is_of(names[0], group[0]['dev']) else 'test'})"
+        unit = UNITS[group[0]["results"][names[0]]["unit"]]
+        data = group[0]["data"][0]
+        lines.append(f"| {data} | {row} | - | {unit} {rates} | {len(group)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -250,8 +264,21 @@ def figure(runs, pattern, others, split):
 
 
 def common_sets(runs):
-    """Names of the sets on which all runs of a row were scored, the first's order."""
-    return [s for s in runs[0]["results"] if all(s in r["results"] for r in runs)]
+    """Names of the sets on which all runs of a row were scored, the first's order.
+
+    Without what training validated on, where that is a part of dev.
+    """
+    part = VALID if runs[0]["dev"] != VALID else None
+    return [
+        name
+        for name in runs[0]["results"]
+        if all(name in run["results"] for run in runs) and not is_of(name, part)
+    ]
+
+
+def is_of(name, split):
+    """Whether a name in results is this set's, however it was decoded."""
+    return name.split("_")[0] == split
 
 
 def mean(runs, split):
@@ -283,11 +310,6 @@ def options(run):
     return found
 
 
-def is_recogniser(run):
-    """Whether a run has an error rate: students and language models have none."""
-    return "error_rate" in run["epochs"][-1]["valid"]
-
-
 def other_figure(run):
     """Unit and value of a run that recognises nothing."""
     last = run["epochs"][-1]["valid"]
@@ -297,85 +319,6 @@ def other_figure(run):
             f"{100 * last['unexplained']:.1f}",
         )
     return "perplexity", f"{run['results']['valid']['perplexity']:.1f}"
-
-
-def run_page(run):
-    """What is known of a run: how it was made, its errors, its curve, its commands."""
-    epochs, (data, part) = run["epochs"], run["data"]
-    hours = sum(e["seconds"] for e in epochs) / 3600
-    text = (
-        f"# {run['name']}, seed {run['seed']}\n\nMade by `tools/results.py`. {data}"
-        f"{f': {part}' if part else ''}.\n\n{run['parameters']:,} parameters, "
-        f"{epochs[-1]['updates']:,} updates in {len(epochs)} epochs, {hours:.2f} h on "
-        f"{run['hardware']} ({run['processes']} process), commit {run['commit']}.\n\n"
-    )
-    if is_recogniser(run):
-        text += error_table(run) + curve(epochs)
-    elif "unexplained" in epochs[-1]["valid"]:
-        text += layers_table(run)
-    else:
-        found = run["results"]["valid"]
-        text += (
-            f"Perplexity {found['perplexity']:.1f} of {found['tokens']:,} tokens of dev, "
-            f"{found['oov_rate']:.2f} % unknown.\n"
-        )
-    commands = "\n".join(run["commands"])
-    return text + (
-        "\nAs typed at that commit, but for the names of folders, which have been changed "
-        f"from those of the machine:\n\n```\n{commands}\n```\n"
-    )
-
-
-def error_table(run):
-    """Markdown table of a run's errors by kind."""
-    lines = [
-        "| set | measured here | S | D | I | of |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, result in run["results"].items():
-        if result.get("lm"):
-            name += f": beam {result['beam']}, language model x {result['lm_weight']:g}"
-        lines.append(
-            f"| {name} | {UNITS[result['unit']]} {result['error_rate']:.2f} "
-            f"| {result['substitutions']} | {result['deletions']} "
-            f"| {result['insertions']} | {result['reference_length']} |"
-        )
-    return "\n".join(lines) + "\n\n"
-
-
-def curve(epochs):
-    """The last validation, and some before it."""
-    shown = epochs[:: max(1, len(epochs) // 10)]
-    if shown[-1] is not epochs[-1]:
-        shown.append(epochs[-1])
-    line = ", ".join(f"{e['updates']}: {e['valid']['error_rate']:.1f}" for e in shown)
-    last = epochs[-1]["valid"]
-    text = f"Last epoch: teacher-forced accuracy {last['accuracy']:.3f}"
-    if "quantity_error" in last:
-        text += (
-            f", quantity error {last['quantity_error']:.2f} and length error "
-            f"{last['length_error']:.2f} tokens an utterance"
-        )
-    return f"{text}. Validation error by updates: {line}.\n"
-
-
-def layers_table(run):
-    """Markdown table of a student's error, layer by layer, on the validation set."""
-    first, last = (run["epochs"][i]["valid"] for i in (0, -1))
-    lines = [
-        f"| on dev | weight | after epoch 1 | after epoch {run['epochs'][-1]['epoch']} |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, term in last["losses"].items():
-        lines.append(
-            f"| {name.replace('_', ' ')}, squared error | {term['weight']:g} "
-            f"| {first['losses'][name]['value']:.4f} | {term['value']:.4f} |"
-        )
-    lines.append(
-        f"| last layer, unexplained variance | | {first['unexplained']:.1%} "
-        f"| {last['unexplained']:.1%} |"
-    )
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Manifests of other toolkits, and stretches of recordings, wherever audio is read."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import ROOT
 
 from cif_lobes.data import manifest, validation
 from cif_lobes.data.batches import make_dataset, read_utterance
@@ -33,6 +35,19 @@ def test_further_columns_are_passed_over(tmp_path, ramp, caplog):
     )
     assert manifest.read_rows(path) == [Utterance("u1", None, ramp, "", "hi")]
     assert "m.csv: not used: wav_format, gender" in caplog.text
+
+
+def test_the_files_of_the_page_are_read(tmp_path):
+    """docs/data.md: whole recordings, and stretches of a long one."""
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    whole, cut = re.findall(r"```text\n(ID.*?)```", page, re.DOTALL)
+    soundfile.write(tmp_path / "talk.wav", np.zeros(140_000), 16_000)
+    (tmp_path / "whole.csv").write_text(whole, encoding="utf-8")
+    (tmp_path / "cut.csv").write_text(cut, encoding="utf-8")
+    rows = manifest.read_rows(tmp_path / "whole.csv")
+    assert [row.wrd for row in rows] == ["good morning, everyone", "shall we begin"]
+    rows = manifest.read_rows(tmp_path / "cut.csv")
+    assert [(row.offset, row.duration) for row in rows] == [(0.0, 4.5), (4.5, 3.7)]
 
 
 def test_speechbrain_csv(tmp_path, ramp):

@@ -61,6 +61,13 @@ def test_every_setting_is_explained(path):
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=name)
+def test_it_is_in_the_table_of_its_recipe(path):
+    page = (path.parents[1] / "README.md").read_text(encoding="utf-8")
+    table = page.split("\n## Yamls\n")[1].split("\n## ")[0]
+    assert f"[`{path.stem}`](hparams/{path.name})" in table
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name)
 def test_it_opens_with_its_command(path):
     head = path.read_text().split("\n\n")[0]
     assert f"#   python {'recipes' if path in TRAINING else 'extract_teacher'}" in head

@@ -161,10 +161,21 @@ def test_the_readme_gets_the_means(two_rows):
     page = make_page(two_rows / "runs", out, readme=readme, headline=entries)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n")
-    row = "| MiniSpeech/cif_hieradist | - | WER 15.00 | 2 |"
+    row = "| MiniSpeech/cif_hieradist | - | WER 15.00 (test) | 2 |"
     assert row in text and row in page and "old" not in text
     assert "| the whole corpus | AISHELL-1/cif | 4.5 / 4.9 (arXiv" in text
     assert "4.2 / 4.7" not in text, "cif_acd is not named"
+
+
+def test_the_readme_averages_runs_of_several_parts_under_words(two_rows):
+    (two_rows / "runs/cif_1/data.txt").write_text("MiniSpeech: another part\n")
+    readme, entries = two_rows / "README.md", two_rows / "headline.yaml"
+    readme.write_text("".join(results.MARKS))
+    entries.write_text("- {runs: [cif_0, cif_1], words: as it is}\n")
+    out = two_rows / "RESULTS.md"
+    make_page(two_rows / "runs", out, readme=readme, headline=entries)
+    row = "| MiniSpeech/cif, as it is | - | WER 20.00 (test) | 2 |"
+    assert row in readme.read_text()
 
 
 def test_the_summary_names_its_figures(two_rows):
@@ -182,11 +193,41 @@ def test_a_figure_of_no_row_or_of_two_is_refused(two_rows, pattern):
         make_page(two_rows / "runs", two_rows / "RESULTS.md", summary=said)
 
 
+def kept_as(run, kept, **others):
+    """Arguments of tools/keep_run.py."""
+    given = {"data": "Tones", "dev": None, "rename": [], **others}
+    return argparse.Namespace(run=run, kept=kept, **given)
+
+
+def test_a_run_validated_on_a_part_of_dev_says_what_dev_is(two_rows):
+    """Not a test set; and what is a part of it is not in the table."""
+    run, kept = two_rows / "runs/cif_0", two_rows / "kept/cif_0"
+    record = json.loads((run / "run.json").read_text())
+    found = record["results"]["test"]
+    record["results"] = {
+        split: {**found, "error_rate": rate}
+        for split, rate in (("valid", 40.0), ("dev", 30.0), ("dev_beam=10", 20.0))
+    }
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match="not been scored on all: .*valid, dev, dev_beam"
+    ):
+        keep.main(kept_as(run, kept, dev="all"))
+    assert not kept.exists()
+    keep.main(kept_as(run, kept, dev="dev"))
+    page = make_page(two_rows / "kept", two_rows / "RESULTS.md")
+    assert "| MiniSpeech/cif | - | WER | 30.00 |  | [0](" in page
+    assert "| MiniSpeech/cif; beam 10 | - | WER | 20.00 |  | [0](" in page
+    assert "40.00" not in page
+    own = (kept / "README.md").read_text()
+    assert "| valid | WER 40.00 |" in own and "Dev is `dev`; training" in own
+
+
 def test_keep_run_keeps_what_the_page_reads(two_rows):
     run, kept = two_rows / "runs/cif_0", two_rows / "kept/cif_0"
     scores = run / "errors_test.txt"
     scores.write_text(f"%WER 15.00\nFormat:\n{scores.read_text()}a ; b\n= ; S\n")
-    keep.main(argparse.Namespace(run=run, kept=kept, data="Tones: a few", rename=[]))
+    keep.main(kept_as(run, kept, data="Tones: a few"))
     assert (kept / "errors_test.txt").read_text().count("\n") == 2
     page = make_page(two_rows / "kept", two_rows / "RESULTS.md")
     assert "## Tones\n" in page and "| **a few** |" in page
@@ -197,7 +238,7 @@ def test_keep_run_gives_the_machines_folders_other_names(two_rows):
     record = json.loads((run / "run.json").read_text())
     record["commands"] = ["train.py a.yaml --out /tmp/x/run --train_text [/tmp/x/a, b]"]
     (run / "run.json").write_text(json.dumps(record))
-    given = argparse.Namespace(run=run, kept=kept, data="Tones", rename=[])
+    given = kept_as(run, kept)
     with pytest.raises(ValueError, match="--rename /tmp/x/run=data/..."):
         keep.main(given)
     assert not kept.exists()
