@@ -9,7 +9,7 @@ from typed import refused
 
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.export import open_export, open_run
-from cif_lobes.runs.start import check_network
+from cif_lobes.runs.resume import check_network, check_parameters
 from cif_lobes.settings.cli import parse
 from cif_lobes.settings.safe_yaml import inside, read_settings
 from cif_lobes.storage.checkpoints import SafeCheckpointer
@@ -42,6 +42,16 @@ def _network(folder):
     model = torch.nn.ModuleDict({"ctc_head": torch.nn.Linear(2, 4)})
     SafeCheckpointer(folder / "save", {"model": model}).save_checkpoint()
     check_network(folder, {"ctc_head": torch.nn.Linear(2, 5)}, {"vocab_size": 5})
+
+
+def _heads(folder):
+    """A run with a CTC head goes on without one."""
+    (folder / "hyperparams.yaml").write_text("ctc_weight: 0.5\n")
+    modules = {"encoder": torch.nn.Linear(2, 2), "ctc_head": torch.nn.Linear(2, 4)}
+    model = torch.nn.ModuleDict(modules)
+    SafeCheckpointer(folder / "save", {"model": model}).save_checkpoint()
+    del model["ctc_head"]
+    check_parameters(folder, model, {"ctc_weight": 0, "init_from": None})
 
 
 def _device(folder):
@@ -85,6 +95,7 @@ CASES = {
     "`--num_epochs 3`": _option("--num_epochs", "3"),
     "`--lr` without a value": _option("--lr"),
     "a run goes on with another network": _network,
+    "a run goes on with `--ctc_weight 0`": _heads,
     "a folder in which another training is at work": _at_work,
     "`!apply:os.system [ls]` in a run's yaml": _yaml(
         "a: 1\nb: !apply:os.system [ls]\n"

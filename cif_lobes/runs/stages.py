@@ -28,8 +28,8 @@ from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.runs.dry_run import into_nowhere, measure
 from cif_lobes.runs.ears import load_ears, note_ears
 from cif_lobes.runs.evaluation import score
+from cif_lobes.runs.resume import check_network, check_parameters
 from cif_lobes.runs.start import (
-    check_network,
     exit_to_resume,
     has_begun,
     leave,
@@ -267,8 +267,10 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     parameters = sum(p.numel() for p in hparams["model"].parameters())
     if isinstance(hparams.get("features"), PretrainedEars):
         parameters += hparams["features"].frozen_parameters()
-    # Only now: a start that is refused, or has nothing to train, leaves a run as it was.
-    if brain.test_only or not _is_done(hparams):
+    settings = read_plain(hparams_file, hparams["overrides"])
+    check_parameters(hparams["output_folder"], hparams["model"], settings)
+
+    def begin():
         run_on_main(keep_settings, args=[hparams, hparams_file, hparams["overrides"]])
         # Scoring alone changes nothing of what is known about the training.
         if not (brain.test_only and hparams["record"].path.exists()):
@@ -276,6 +278,12 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
                 hparams_file, hparams["seed"], parameters, brain.device
             )
         has_begun()
+
+    # Only then: a start that is refused, or has nothing to train, leaves a run as it was.
+    if brain.test_only:
+        begin()
+    elif not _is_done(hparams):
+        brain.on_recovered = begin
     try:
         brain.fit(
             hparams["epoch_counter"],

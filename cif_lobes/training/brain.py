@@ -7,7 +7,6 @@ same utterances. What the host has to know of a step (whether its loss is finite
 somebody has pressed Ctrl-C) it reads once, from the sum over all processes.
 """
 
-import json
 import logging
 import math
 import signal
@@ -15,7 +14,6 @@ import time
 
 import speechbrain as sb
 import torch
-import yaml
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import (
@@ -32,12 +30,10 @@ from cif_lobes.devices.processes import rank_and_processes, share_batches
 from cif_lobes.training.compiled import check_options, compile_layers, use_compiled
 from cif_lobes.training.ledger import Ledger
 from cif_lobes.training.nonfinite import NonFinite
+from cif_lobes.training.progress import read_progress, write_progress
 from cif_lobes.training.unusable import gather_unusable, note_unusable
 
 logger = logging.getLogger(__name__)
-
-# What a checkpoint says of how far the training has come.
-PROGRESS = ("step", "updates_in_epoch", "avg_train_loss", "optimizer_step")
 
 
 @register_checkpoint_hooks
@@ -77,6 +73,9 @@ class TrainingBrain(sb.Brain):
     def count_units(self, predictions):
         """Tokens or frames of a batch, by which its gradient is divided."""
         raise NotImplementedError
+
+    def on_recovered(self):
+        """Called once a training has its checkpoint's parameters, if there is one."""
 
     def start_scoring(self):
         """Called before a validation or test."""
@@ -344,6 +343,7 @@ class TrainingBrain(sb.Brain):
         )
         self.checkpointer.add_recoverable("ledger", self.train_ledger)
         super().on_fit_start()
+        self.on_recovered()
         self.nonfinite = NonFinite(self.modules, self.nonfinite_patience)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
@@ -387,14 +387,8 @@ class TrainingBrain(sb.Brain):
 
     @mark_as_saver
     def _save(self, path):
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({name: getattr(self, name) for name in PROGRESS}, file)
+        write_progress(self, path)
 
     @mark_as_loader
     def _recover(self, path, end_of_epoch):
-        with open(path, encoding="utf-8") as file:
-            saved = yaml.safe_load(file)
-        # Before there was such a number, checkpoints were of one process and pass.
-        saved.setdefault("updates_in_epoch", saved["step"])
-        for name in PROGRESS:
-            setattr(self, name, saved[name])
+        read_progress(self, path)
