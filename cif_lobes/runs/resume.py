@@ -11,6 +11,12 @@ from cif_lobes.storage.parameters import DISTILLATION, find_unlike, module_names
 # Arguments of modules that are free to change while a run goes on, as are dropouts.
 NOT_THE_NETWORK = ("tail_threshold",)
 
+# Settings by which a training set is cut into updates.
+UPDATES = """batch_seconds batch_tokens num_buckets data_folder train_csv train_text
+    train_splits""".split()
+# Of all updates: some recordings may be taken out when they turn out to be broken.
+FEW = 0.01
+
 
 def check_network(folder, modules, settings):
     """See that a run that goes on has the network of its checkpoints, as far as it is made.
@@ -91,6 +97,36 @@ def check_parameters(folder, model, settings):
         f"{folder} holds a run of another network: {len(unlike):,} of its parameters do "
         f"not fit, first {name}, {shape_there} there, {shape_here} here"
         f"{describe_changes(switched or changed)}. {remedy(folder, settings)}"
+    )
+
+
+def check_updates(folder, before, now, settings):
+    """See that an epoch has as many updates as before, whatever devices compute them.
+
+    Learning rates, and the place within an epoch, are counted in updates.
+
+    Arguments
+    ---------
+    folder : str
+        Output folder of a run that goes on.
+    before, now : int or None, int
+        Updates of an epoch; None if the run does not say.
+    settings : dict
+        From `cif_lobes.runs.start.read_plain`, to be compared with the folder's own.
+
+    Raises
+    ------
+    ValueError
+        With both numbers, the settings that differ, and what to do.
+    """
+    if before is None or abs(now - before) <= FEW * before:
+        return
+    changed = describe_changes(changed_settings(folder, settings, UPDATES))
+    raise ValueError(
+        f"{folder}: an epoch of this run has {before:,} updates, with the settings and the "
+        f"training set of now {now:,}. The learning rate would jump, and an epoch that was "
+        f"begun end with other utterances{changed or '. The training set is another'}. "
+        f"{remedy(folder, settings)}"
     )
 
 

@@ -28,7 +28,7 @@ from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.runs.dry_run import into_nowhere, measure
 from cif_lobes.runs.ears import load_ears, note_ears
 from cif_lobes.runs.evaluation import score
-from cif_lobes.runs.resume import check_network, check_parameters
+from cif_lobes.runs.resume import check_network, check_parameters, check_updates
 from cif_lobes.runs.start import (
     exit_to_resume,
     has_begun,
@@ -271,6 +271,8 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     check_parameters(hparams["output_folder"], hparams["model"], settings)
 
     def begin():
+        updates = brain.updates_of_an_epoch, train_options["batch_sampler"].num_updates
+        check_updates(hparams["output_folder"], *updates, settings)
         run_on_main(keep_settings, args=[hparams, hparams_file, hparams["overrides"]])
         # Scoring alone changes nothing of what is known about the training.
         if not (brain.test_only and hparams["record"].path.exists()):

@@ -56,6 +56,9 @@ class TrainingBrain(sb.Brain):
     """
 
     best_key = "loss"
+    updates_of_an_epoch = (
+        None  # as the checkpoint says it with which a training goes on
+    )
 
     def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
         # SpeechBrain's default of 3 is for batches of an epoch, not for updates in a row.

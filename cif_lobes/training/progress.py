@@ -16,8 +16,10 @@ def write_progress(brain, path):
     brain : cif_lobes.training.brain.TrainingBrain
     path : str
     """
+    progress = {name: getattr(brain, name) for name in PROGRESS}
+    progress["updates_of_an_epoch"] = brain.train_sampler.num_updates
     with open(path, "w", encoding="utf-8") as file:
-        json.dump({name: getattr(brain, name) for name in PROGRESS}, file)
+        json.dump(progress, file)
 
 
 def read_progress(brain, path):
@@ -26,5 +28,7 @@ def read_progress(brain, path):
         saved = yaml.safe_load(file)
     # Before there was such a number, checkpoints were of one process and pass.
     saved.setdefault("updates_in_epoch", saved["step"])
+    # Nor did they say how many updates an epoch had.
+    brain.updates_of_an_epoch = saved.get("updates_of_an_epoch")
     for name in PROGRESS:
         setattr(brain, name, saved[name])

@@ -1,5 +1,6 @@
 """A run goes on with what it was begun with; a start that is refused leaves it as it was."""
 
+import json
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from conftest import ROOT, TINY, tiny_arguments, train
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from tiny_cache import make_cache
 
-from cif_lobes.runs.resume import check_network, check_parameters
+from cif_lobes.runs.resume import check_network, check_parameters, check_updates
 from cif_lobes.runs.start import read_plain
 from cif_lobes.storage.checkpoints import SafeCheckpointer
 
@@ -159,3 +160,35 @@ def test_whatever_stops_a_start_leaves_a_run_as_it_was(
     words = arguments(corpus, tmp_path, teacher, lr=0.5, number_of_epochs=2)
     assert train(words, check=False).returncode
     assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("changes", [{"batch_seconds": 20}, {"train_csv": None}])
+def test_other_updates_leave_a_run_as_it_was(
+    taught, teacher, corpus, tmp_path, changes
+):
+    """A learning rate is that of a number of updates, of which an epoch has as many."""
+    shutil.copytree(taught, tmp_path / "run")
+    if "train_csv" in changes:  # the file itself is another
+        rows = corpus[0].read_text().splitlines()
+        fewer = corpus[0].with_name("fewer.csv")
+        fewer.write_text("\n".join(rows[:20]) + "\n")
+        changes = {"train_csv": fewer}
+    words = arguments(corpus, tmp_path, teacher, number_of_epochs=2, **changes)
+    told = refused(tmp_path / "run", words)
+    (saved,) = (taught / "save").glob("CKPT*/brain.ckpt")
+    before = json.loads(saved.read_text())["optimizer_step"]
+    assert f"an epoch of this run has {before} updates" in told
+    assert f"Other settings: {next(iter(changes))} is " in told
+    # There is nothing to train: then it may be scored.
+    words = arguments(corpus, tmp_path, teacher, **changes)
+    assert "nothing is trained" in train(words).stdout
+
+
+def test_an_update_in_a_hundred_is_a_broken_recording(run):
+    """Which messages say to take out; checkpoints of before do not say how many."""
+    _, settings, _ = load(run)
+    for before, now in [(None, 3), (1000, 1000), (1000, 990), (100, 101), (3, 3)]:
+        check_updates(run, before, now, settings)
+    for before, now in [(1000, 989), (99, 98), (3, 2), (1000, 2000)]:
+        with pytest.raises(ValueError, match=f"{before:,} updates.* {now:,}.*another"):
+            check_updates(run, before, now, settings)
