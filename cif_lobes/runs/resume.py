@@ -1,5 +1,6 @@
 """A run that goes on is the run that it was: what is compared before its first update."""
 
+import logging
 import pathlib
 
 import torch
@@ -7,6 +8,8 @@ from ruamel.yaml import YAML
 
 from cif_lobes.storage.checkpoints import SafeCheckpointer
 from cif_lobes.storage.parameters import DISTILLATION, find_unlike, module_names
+
+logger = logging.getLogger(__name__)
 
 # Arguments of modules that are free to change while a run goes on, as are dropouts.
 NOT_THE_NETWORK = ("tail_threshold",)
@@ -128,6 +131,45 @@ def check_updates(folder, before, now, settings):
         f"begun end with other utterances{changed or '. The training set is another'}. "
         f"{remedy(folder, settings)}"
     )
+
+
+def is_done(hparams, settings, updates):
+    """Whether a run has no epoch left to train; says so, and what more of them would do.
+
+    Arguments
+    ---------
+    hparams : dict
+        The loaded yaml: checkpointer, epoch_counter, lr_scheduler, output_folder.
+    settings : dict
+        From `cif_lobes.runs.start.read_plain`.
+    updates : int
+        Of an epoch.
+
+    Returns
+    -------
+    bool
+    """
+    limit, folder = hparams["epoch_counter"].limit, hparams["output_folder"]
+    checkpoints = hparams["checkpointer"].list_checkpoints()
+    done = max((c.meta.get("epoch", 0) for c in checkpoints), default=0)
+    if done < limit:
+        return False
+    schedule, last = hparams["lr_scheduler"], done * updates
+    schedule.start(last)
+    ended = schedule.lr_at(last)
+    schedule.start(2 * last)
+    again = schedule.lr_at(last + 1)
+    begin = (
+        f"--init_from {folder} and another" if "init_from" in settings else "another"
+    )
+    logger.warning(
+        f"{folder}: {done} of {limit} epochs are done, nothing is trained, and its "
+        f"settings stay as they were. --number_of_epochs {2 * done} would go on, but "
+        f"stretch its schedule: the last update had a learning rate of {ended:.2g}, the "
+        f"next would have {again:.2g}, which may undo what was learnt since. A schedule of "
+        f"its own, or other settings: {begin} --output_folder"
+    )
+    return True
 
 
 def changed_settings(folder, settings, names=None):

@@ -1,7 +1,9 @@
 """A run goes on with what it was begun with; a start that is refused leaves it as it was."""
 
 import json
+import logging
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,9 +11,15 @@ from conftest import ROOT, TINY, tiny_arguments, train
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from tiny_cache import make_cache
 
-from cif_lobes.runs.resume import check_network, check_parameters, check_updates
+from cif_lobes.runs.resume import (
+    check_network,
+    check_parameters,
+    check_updates,
+    is_done,
+)
 from cif_lobes.runs.start import read_plain
 from cif_lobes.storage.checkpoints import SafeCheckpointer
+from cif_lobes.training.schedules import TriStage
 
 HPARAMS = ROOT / "recipes/AISHELL-1/hparams"
 YAML = HPARAMS / "cif_mini.yaml"
@@ -192,3 +200,29 @@ def test_an_update_in_a_hundred_is_a_broken_recording(run):
     for before, now in [(1000, 989), (99, 98), (3, 2), (1000, 2000)]:
         with pytest.raises(ValueError, match=f"{before:,} updates.* {now:,}.*another"):
             check_updates(run, before, now, settings)
+
+
+@pytest.mark.parametrize("warmup, hold, again", [(0.1, 0.5, "1"), (0.1, 0.1, "0.18")])
+def test_more_epochs_are_said_to_raise_the_learning_rate(
+    run, caplog, warmup, hold, again
+):
+    """By the schedule itself: 60 epochs are done, and there could be 120."""
+    schedule = TriStage(1.0, warmup, hold)
+    meta = SimpleNamespace(meta={"epoch": 60})
+    hparams = {
+        "output_folder": run,
+        "epoch_counter": SimpleNamespace(limit=61),
+        "checkpointer": SimpleNamespace(list_checkpoints=lambda: [meta]),
+        "lr_scheduler": schedule,
+    }
+    assert not is_done(hparams, {"init_from": None}, 10)
+    hparams["epoch_counter"].limit = 60
+    with caplog.at_level(logging.WARNING):
+        assert is_done(hparams, {"init_from": None}, 10)
+    assert "60 of 60 epochs are done, nothing is trained" in caplog.text
+    assert "--number_of_epochs 120 would go on" in caplog.text
+    assert f"of 0.01, the next would have {again}" in caplog.text
+    assert f"--init_from {run} and another --output_folder" in caplog.text
+    schedule.start(1200)
+    assert f"{schedule.lr_at(601):.2g}" == again
+    assert is_done(hparams, {}, 10) and "own, or other settings: another" in caplog.text
