@@ -26,11 +26,11 @@ from speechbrain.utils.distributed import get_rank, if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.devices.precision import set_tf32
-from cif_lobes.devices.processes import rank_and_processes, share_batches
+from cif_lobes.devices.processes import check_share, rank_and_processes, share_batches
 from cif_lobes.training.compiled import check_options, compile_layers, use_compiled
 from cif_lobes.training.ledger import Ledger
 from cif_lobes.training.nonfinite import NonFinite
-from cif_lobes.training.progress import read_progress, write_progress
+from cif_lobes.training.progress import load_optimizer, read_progress, write_progress
 from cif_lobes.training.unusable import gather_unusable, note_unusable
 
 logger = logging.getLogger(__name__)
@@ -306,12 +306,8 @@ class TrainingBrain(sb.Brain):
                 loader_kwargs["batch_sampler"] = share_batches(
                     loader_kwargs["batch_sampler"], rank, processes
                 )
-            elif len(dataset) < processes:
-                raise ValueError(
-                    f"{processes} processes cannot share {len(dataset)} training "
-                    "utterances: some would have nothing to do. Start fewer: "
-                    f"torchrun --nproc_per_node={len(dataset)}, or give more data"
-                )
+            else:
+                check_share(len(dataset), processes)
         # Language models have no sample rate.
         noting = note_unusable(dataset, getattr(self.hparams, "sample_rate", None))
         if noting is not dataset:
@@ -337,6 +333,12 @@ class TrainingBrain(sb.Brain):
         if self.interrupted:  # during the last validation, which has been saved
             self.stopped = True
             raise KeyboardInterrupt
+
+    def init_optimizers(self):
+        """As SpeechBrain's; see `load_optimizer`."""
+        super().init_optimizers()
+        if self.checkpointer is not None:
+            self.checkpointer.custom_load_hooks["optimizer"] = load_optimizer
 
     def on_fit_start(self):
         """Resume if there is something to resume; catch interruptions from here on."""

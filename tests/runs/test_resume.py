@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -226,3 +227,17 @@ def test_more_epochs_are_said_to_raise_the_learning_rate(
     schedule.start(1200)
     assert f"{schedule.lr_at(601):.2g}" == again
     assert is_done(hparams, {}, 10) and "own, or other settings: another" in caplog.text
+
+
+def test_a_setting_of_the_optimizer_that_is_typed_counts(
+    taught, teacher, corpus, tmp_path
+):
+    """And not that of the checkpoint, as PyTorch has it."""
+    shutil.copytree(taught, tmp_path / "run")
+    changes = {"weight_decay": 0.7, "number_of_epochs": 2}
+    train(arguments(corpus, tmp_path, teacher, **changes))
+    newest = max(
+        (tmp_path / "run/save").glob("CKPT*/optimizer.ckpt"), key=os.path.getmtime
+    )
+    groups = torch.load(newest)["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.7]
