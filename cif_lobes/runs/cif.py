@@ -17,6 +17,7 @@ from cif_lobes.runs.stages import (
     train_and_score,
     used_modules,
 )
+from cif_lobes.runs.teacher import meet_cached_teacher
 from cif_lobes.settings.safe_yaml import build
 from cif_lobes.storage.checkpoints import SafeCheckpointer
 from cif_lobes.storage.run_files import kept_tokenizer
@@ -47,6 +48,8 @@ def begin(hparams_file, run_opts, overrides, prepare):
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
     cache = add_teacher(hparams, manifests["train"]) if learning else None
+    if cache is not None:
+        meet_cached_teacher(hparams, cache)
     heard = open_cache(hparams, manifests)
     datasets = {
         name: make_dataset(

@@ -42,6 +42,7 @@ from cif_lobes.runs.start import (
     watch_folder,
     watch_manifests,
 )
+from cif_lobes.runs.teacher import keep_teacher
 from cif_lobes.storage.atomic_files import DiskFull
 from cif_lobes.storage.lock import lock_run, release_runs
 from cif_lobes.storage.record import RunRecord
@@ -287,6 +288,8 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             hparams["record"].start(
                 hparams_file, hparams["seed"], parameters, brain.device
             )
+        if not brain.test_only:
+            run_on_main(keep_teacher, args=[hparams])
         has_begun()
 
     # Only then: a start that is refused, or has nothing to train, leaves a run as it was.

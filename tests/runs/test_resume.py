@@ -19,6 +19,7 @@ from cif_lobes.runs.resume import (
     is_done,
 )
 from cif_lobes.runs.start import read_plain
+from cif_lobes.runs.teacher import keep_teacher, meet_teacher
 from cif_lobes.storage.checkpoints import SafeCheckpointer
 from cif_lobes.training.schedules import TriStage
 
@@ -47,7 +48,8 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def teacher(corpus, tmp_path_factory):
     """A cache of random states, and its manifest folder."""
-    return make_cache(corpus, tmp_path_factory.mktemp("teacher"), 12)
+    folder = tmp_path_factory.mktemp("teacher")
+    return make_cache(corpus, folder, 12, teacher_weights="w1")
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +243,49 @@ def test_a_setting_of_the_optimizer_that_is_typed_counts(
     )
     groups = torch.load(newest)["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.7]
+
+
+@pytest.mark.parametrize(
+    "layer, changes, told",
+    [
+        (12, {"teacher_weights": "w2"}, "teacher_weights w1 there, w2 here"),
+        (11, {"teacher_weights": "w1"}, "layer 12 there, 11 here"),
+        (12, {"teacher_weights": "w1", "pooling": "last"}, "pooling None there, last"),
+    ],
+)
+def test_a_run_keeps_its_teacher(taught, corpus, tmp_path, layer, changes, told):
+    """One of the same width says other things to the same heads."""
+    shutil.copytree(taught, tmp_path / "run")
+    other = make_cache(corpus, tmp_path, layer, **changes)
+    words = arguments(corpus, tmp_path, other, number_of_epochs=2)
+    said = refused(tmp_path / "run", words)
+    assert told in said and f"{tmp_path / 'run'} was begun with the teacher" in said
+
+
+def test_a_run_of_before_goes_on_and_notes_its_teacher(
+    taught, teacher, corpus, tmp_path
+):
+    shutil.copytree(taught, tmp_path / "run")
+    note = tmp_path / "run/teacher.json"
+    before = note.read_text()
+    assert json.loads(before)["teacher_weights"] == "w1"
+    note.unlink()
+    words = arguments(corpus, tmp_path, teacher, number_of_epochs=2)
+    train(words)
+    assert note.read_text() == before
+
+
+def test_a_teacher_is_met_again_once_there_is_a_checkpoint(run):
+    """A run that has learnt nothing yet may have another."""
+    checkpointer = SafeCheckpointer(run / "save")
+    hparams = {"output_folder": run, "checkpointer": checkpointer}
+    meet_teacher(hparams, ["a", "b"], {"teacher_weights": ["w1", "w2"]})
+    assert not (run / "teacher.json").exists()  # before the training begins
+    keep_teacher(hparams)
+    meet_teacher(hparams, ["elsewhere/a", "b"], {"teacher_weights": ["w1", "w2"]})
+    with pytest.raises(ValueError, match="with the teacher .'a', 'b'., c says"):
+        meet_teacher(hparams, "c", {"teacher_weights": ["w1"]})
+    shutil.rmtree(*(run / "save").glob("CKPT*"))
+    meet_teacher(hparams, "c", {"teacher_weights": ["w1"]})
+    keep_teacher({"output_folder": run})  # of a run without
+    assert json.loads((run / "teacher.json").read_text())["teacher"] == ["a", "b"]
