@@ -310,6 +310,7 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
         exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")
     except (DiskFull, FloatingPointError, UnusableAudio) as error:
         exit_to_resume(f"stopped: {error}")
+    hparams["record"].close()
 
 
 def manifest_paths(hparams):
