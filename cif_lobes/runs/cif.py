@@ -8,7 +8,7 @@ from cif_lobes.data.batches import make_dataset
 from cif_lobes.devices.processes import check_device
 from cif_lobes.nets.kept_ears import open_ears
 from cif_lobes.runs.bert import begin_with_bert
-from cif_lobes.runs.ears import open_cache
+from cif_lobes.runs.ears import open_ears_cache
 from cif_lobes.runs.init_from import start_from
 from cif_lobes.runs.stages import (
     assemble,
@@ -50,7 +50,7 @@ def begin(hparams_file, run_opts, overrides, prepare):
     cache = add_teacher(hparams, manifests["train"]) if learning else None
     if cache is not None:
         meet_cached_teacher(hparams, cache)
-    heard = open_cache(hparams, manifests)
+    heard = open_ears_cache(hparams, manifests)
     datasets = {
         name: make_dataset(
             path,
