@@ -14,6 +14,8 @@ from cif_lobes.cache.build import is_up_to_date
 from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.cache.text_states import check_known, read_texts
 from cif_lobes.cache.writer import CacheWriter
+from cif_lobes.runs.teacher import keep_teacher, meet_cached_teacher
+from cif_lobes.storage.checkpoints import SafeCheckpointer
 from cif_lobes.teachers.recognizers import read_teachers
 from cif_lobes.teachers.text import TextTeacher
 
@@ -177,6 +179,18 @@ def _two_manifests(folder):
     read_texts(paths, str)
 
 
+def _another(folder):
+    """A run goes on with a cache that was built again, of another teacher."""
+    checkpointer = SafeCheckpointer(folder / "save", {"model": torch.nn.Linear(1, 1)})
+    checkpointer.save_checkpoint()
+    run = {"output_folder": folder, "checkpointer": checkpointer, "init_from": None}
+    for name, weights in [("bert-base-chinese", "0a"), ("macbert", "1b")]:
+        path = _cache(folder, teacher=name, teacher_weights=weights)
+        meet_cached_teacher(run, TeacherCache(path))
+        keep_teacher(run)
+        os.remove(path)
+
+
 def _list_of_teachers(text):
     def cause(folder):
         (folder / "teachers.txt").write_text(text.format(folder=folder))
@@ -213,6 +227,7 @@ SECTIONS = {
         "`--teacher_layers '[6]'` of a cache of 10 and 12": lambda folder: TeacherCache(
             _cache(folder)
         ).use_layers([6]),
+        "a run goes on with a cache of another teacher": _another,
         "two builds of one cache at once": _two_builds,
         "the beginning of another cache": _other_beginning,
         "another cache of that name": _other_is_there,

@@ -9,7 +9,7 @@ import soundfile
 from tiny_ears import FAMILIES, make_folder
 
 from cif_lobes.cache.build import build
-from cif_lobes.cache.ears import EarsStates, open_ears_cache
+from cif_lobes.cache.ears import EarsStates, open_ears_states
 from cif_lobes.cache.speech_states import (
     SpeechStates,
     check_present,
@@ -18,7 +18,7 @@ from cif_lobes.cache.speech_states import (
 from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.nets.kept_ears import find_ears
 from cif_lobes.nets.pretrained import load_encoder
-from cif_lobes.runs.ears import check_settings, load_ears, open_cache
+from cif_lobes.runs.ears import check_settings, load_ears, open_ears_cache
 
 
 def _settings(**changes):
@@ -83,7 +83,7 @@ def _cached(folder, change=lambda folder: None, **other):
     settings = _wanted(folder, **other)
     encoder = load_encoder(FAMILIES["whisper"], settings["ears_silence_seconds"])
     manifests = {"train": settings["manifests"][0]}
-    open_ears_cache(states.hparams["cache"], encoder, manifests, settings)
+    open_ears_states(states.hparams["cache"], encoder, manifests, settings)
 
 
 def _build(states, yaml):
@@ -123,7 +123,7 @@ def _wanted(folder, **changes):
 def _trained(folder):
     """What ColDec or a language model would read, of a run that trained its ears."""
     hparams = {"ears_cache": "ears.h5", "recognizer": "results/cif/1986"}
-    open_cache({**hparams, "features": PretrainedEars(32, [3], trained=1)}, {})
+    open_ears_cache({**hparams, "features": PretrainedEars(32, [3], trained=1)}, {})
 
 
 def _absent(folder, *there):
@@ -149,7 +149,7 @@ EARS = {
     ),
     "`--ears_cache` with random_gain": _settings(random_gain=1),
     "`--ears_cache` with `--ears_trained 4`": _settings(ears_trained=4),
-    "`--ears_cache` for a recogniser without": lambda folder: open_cache(
+    "`--ears_cache` for a recogniser without": lambda folder: open_ears_cache(
         {"ears_cache": "ears.h5", "recognizer": "results/cif/1986"}, {}
     ),
     "`--ears_cache` for a recogniser whose ears were trained": _trained,

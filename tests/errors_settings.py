@@ -9,7 +9,7 @@ from typed import refused
 
 from cif_lobes.devices.processes import check_device
 from cif_lobes.inference.export import open_export, open_run
-from cif_lobes.runs.start import check_network
+from cif_lobes.runs.resume import check_network, check_parameters, check_updates
 from cif_lobes.settings.cli import parse
 from cif_lobes.settings.safe_yaml import inside, read_settings
 from cif_lobes.storage.checkpoints import SafeCheckpointer
@@ -42,6 +42,23 @@ def _network(folder):
     model = torch.nn.ModuleDict({"ctc_head": torch.nn.Linear(2, 4)})
     SafeCheckpointer(folder / "save", {"model": model}).save_checkpoint()
     check_network(folder, {"ctc_head": torch.nn.Linear(2, 5)}, {"vocab_size": 5})
+
+
+def _heads(folder):
+    """A run with a CTC head goes on without one."""
+    (folder / "hyperparams.yaml").write_text("ctc_weight: 0.5\n")
+    modules = {"encoder": torch.nn.Linear(2, 2), "ctc_head": torch.nn.Linear(2, 4)}
+    model = torch.nn.ModuleDict(modules)
+    SafeCheckpointer(folder / "save", {"model": model}).save_checkpoint()
+    del model["ctc_head"]
+    check_parameters(folder, model, {"ctc_weight": 0, "init_from": None})
+
+
+def _updates(folder):
+    """A run goes on with twice the batch_seconds."""
+    (folder / "hyperparams.yaml").write_text("batch_seconds: 100\n")
+    settings = {"batch_seconds": 200, "init_from": None}
+    check_updates(folder, 1006, 503, settings)
 
 
 def _device(folder):
@@ -85,6 +102,8 @@ CASES = {
     "`--num_epochs 3`": _option("--num_epochs", "3"),
     "`--lr` without a value": _option("--lr"),
     "a run goes on with another network": _network,
+    "a run goes on with `--ctc_weight 0`": _heads,
+    "a run goes on with `--batch_seconds 200`, before 100": _updates,
     "a folder in which another training is at work": _at_work,
     "`!apply:os.system [ls]` in a run's yaml": _yaml(
         "a: 1\nb: !apply:os.system [ls]\n"

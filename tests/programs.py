@@ -118,6 +118,7 @@ def _ranks(processes):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group["TORCHELASTIC_RUN_ID"] = "none"
     group |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
     return [{**group, "RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
 

@@ -65,7 +65,7 @@ def change_states(path, change):
         write_seal(file.fileno(), *values)
 
 
-def make_cache(corpus, folder, layer):
+def make_cache(corpus, folder, layer, **attributes):
     """A cache of random states, one vector per letter: its path and manifest folder.
 
     Arguments
@@ -75,6 +75,8 @@ def make_cache(corpus, folder, layer):
     folder : pathlib.Path
     layer : int or list of int
         As a text teacher's.
+    **attributes
+        That decide the states as well.
     """
     texts = {u.id: u.wrd for u in read_manifest(corpus[0])}
     tokenizer = CharTokenizer(folder / "chars_8.txt", 8, "zh").fit(texts.values())
@@ -85,6 +87,7 @@ def make_cache(corpus, folder, layer):
         "layer": layer,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "text_normalization": "zh",
+        **attributes,
     }
     path = folder / "teacher.h5"
     lengths = {text: len(text) + 1 for text in distinct}

@@ -89,7 +89,7 @@ def open_run(folder, untrained):
     """
     from cif_lobes.data.batches import make_dataset
     from cif_lobes.runs.cif import load_run, make_brain
-    from cif_lobes.runs.ears import open_cache
+    from cif_lobes.runs.ears import open_ears_cache
     from cif_lobes.runs.stages import manifest_paths
     from cif_lobes.training.distillation import add_teacher
 
@@ -100,7 +100,7 @@ def open_run(folder, untrained):
     brain = make_brain(hparams, {"device": "cpu"})  # with the losses' heads
     if not untrained:
         brain.on_evaluate_start()
-    heard = open_cache(hparams, {"measured": manifest})
+    heard = open_ears_cache(hparams, {"measured": manifest})
     tokenizer, rate = hparams["tokenizer"], hparams["sample_rate"]
     return brain, make_dataset(manifest, tokenizer, rate, cache, heard)
 

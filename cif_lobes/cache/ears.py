@@ -133,7 +133,7 @@ def identity_of(encoder, layers):
     }
 
 
-def open_ears_cache(path, encoder, manifests, settings):
+def open_ears_states(path, encoder, manifests, settings):
     """A cache that serves all that a run asks for.
 
     Arguments

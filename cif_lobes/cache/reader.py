@@ -30,6 +30,10 @@ from cif_lobes.cache.checks import own_dataset, read_seal, read_states
 FORMAT_VERSION = 2
 BUILD_COMMAND = "python extract_teacher.py build <hparams/extract_*.yaml>"
 
+# Attributes that only say how a cache came about.
+NOTES = {"teacher", "ears", "recognizer", "speeds", "versions", "command"}
+NOTES |= {"fingerprint", "format_version"}
+
 # By name: in memory and in the file.
 DTYPES = {
     "float16": (torch.float16, "<f2"),
@@ -196,6 +200,14 @@ class TeacherCache:
         """Number of states of an utterance, U + 1."""
         start, stop = self._rows(utt_id)
         return stop - start
+
+    @property
+    def identity(self):
+        """dict: attributes that decide the states, `layer` of the layers in use."""
+        found = {n: v for n, v in self.attributes.items() if n not in NOTES}
+        if self._columns is not None:
+            found["layer"] = [found["layer"][column] for column in self._columns]
+        return found
 
     @property
     def build_command(self):

@@ -137,7 +137,7 @@ def read_sets(given, hparams):
 
 def main_llm(given):
     """As `main`, of a run of train_llm.py."""
-    from cif_lobes.runs.ears import open_cache_if_it_serves
+    from cif_lobes.runs.ears import open_ears_cache_if_it_serves
     from cif_lobes.runs.evaluation import score
     from cif_lobes.runs.speech_llm import how, load_run, make_datasets
 
@@ -155,7 +155,7 @@ def main_llm(given):
         overrides["eval_batch_seconds"] = given.eval_batch_seconds
     brain, hparams = load_run(given.run, overrides, {"device": given.device})
     manifests = read_sets(given, hparams)
-    datasets = make_datasets(hparams, manifests, open_cache_if_it_serves)
+    datasets = make_datasets(hparams, manifests, open_ears_cache_if_it_serves)
     key = "_".join(["{}", *(f"{name}={value}" for name, value in changed.items())])
     score(brain, hparams, datasets, key=key, **how(hparams))
 
@@ -176,7 +176,7 @@ def main(given):
     from cif_lobes.decoding.searcher import BeamSearcher
     from cif_lobes.runs import sweep
     from cif_lobes.runs.cif import load_run
-    from cif_lobes.runs.ears import open_cache_if_it_serves
+    from cif_lobes.runs.ears import open_ears_cache_if_it_serves
     from cif_lobes.runs.evaluation import score
     from cif_lobes.storage.parameters import read_parameters
     from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
@@ -203,7 +203,7 @@ def main(given):
     scorer = lm and load_scorer(lm, hparams["tokenizer"])
     rescorer = rescore and HuggingFaceLMRescorer(rescore, given.device)
     manifests = read_sets(given, hparams)
-    heard = open_cache_if_it_serves(hparams, manifests)
+    heard = open_ears_cache_if_it_serves(hparams, manifests)
     tokenizer, rate = hparams["tokenizer"], hparams["sample_rate"]
     datasets = {
         name: make_dataset(path, tokenizer, rate, ears_cache=heard)

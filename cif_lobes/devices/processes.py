@@ -62,6 +62,22 @@ def rank_and_processes():
     return dist.get_rank(), dist.get_world_size()
 
 
+def check_share(utterances, processes):
+    """See that none of the processes of a training has nothing to do.
+
+    Raises
+    ------
+    ValueError
+        If there are more of them than utterances.
+    """
+    if utterances < processes:
+        raise ValueError(
+            f"{processes} processes cannot share {utterances} training utterances: some "
+            f"would have nothing to do. Start fewer: torchrun --nproc_per_node={utterances}"
+            ", or give more data"
+        )
+
+
 def gather_objects(value):
     """What every process has, in the order of their ranks.
 

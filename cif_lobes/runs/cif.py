@@ -8,7 +8,7 @@ from cif_lobes.data.batches import make_dataset
 from cif_lobes.devices.processes import check_device
 from cif_lobes.nets.kept_ears import open_ears
 from cif_lobes.runs.bert import begin_with_bert
-from cif_lobes.runs.ears import open_cache
+from cif_lobes.runs.ears import open_ears_cache
 from cif_lobes.runs.init_from import start_from
 from cif_lobes.runs.stages import (
     assemble,
@@ -17,6 +17,7 @@ from cif_lobes.runs.stages import (
     train_and_score,
     used_modules,
 )
+from cif_lobes.runs.teacher import meet_cached_teacher
 from cif_lobes.settings.safe_yaml import build
 from cif_lobes.storage.checkpoints import SafeCheckpointer
 from cif_lobes.storage.run_files import kept_tokenizer
@@ -47,7 +48,9 @@ def begin(hparams_file, run_opts, overrides, prepare):
     # Only training reads the teacher's states.
     learning = not run_opts.get("test_only")
     cache = add_teacher(hparams, manifests["train"]) if learning else None
-    heard = open_cache(hparams, manifests)
+    if cache is not None:
+        meet_cached_teacher(hparams, cache)
+    heard = open_ears_cache(hparams, manifests)
     datasets = {
         name: make_dataset(
             path,

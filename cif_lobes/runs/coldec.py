@@ -10,7 +10,7 @@ from cif_lobes.cache.reader import TeacherCache
 from cif_lobes.data.tokens import CharTokenizer
 from cif_lobes.decoding.context import RECOGNIZER
 from cif_lobes.runs.coldec_start import start_from_recognizer
-from cif_lobes.runs.ears import open_cache_if_it_serves
+from cif_lobes.runs.ears import open_ears_cache_if_it_serves
 from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
 from cif_lobes.storage.atomic_files import write_atomically
 from cif_lobes.storage.run_files import keep_tokenizer
@@ -84,7 +84,7 @@ def _build(hparams, recognizer, manifests):
             "features": recognizer.network.features,
             "sample_rate": recognizer.sample_rate,
         }
-        heard = open_cache_if_it_serves(hparams | of_recognizer, manifests)
+        heard = open_ears_cache_if_it_serves(hparams | of_recognizer, manifests)
     cif_vectors.build(
         hparams["cache"],
         recognizer,

@@ -12,6 +12,7 @@ from cif_lobes.runs.stages import (
     train_and_score,
     used_modules,
 )
+from cif_lobes.runs.teacher import meet_cached_teacher
 from cif_lobes.storage.parameters import read_parameters
 from cif_lobes.training.ctc_attention import CTCAttentionBrain
 
@@ -28,7 +29,9 @@ def run(hparams_file, run_opts, overrides, prepare):
         for name, path in manifests.items()
     }
     if hparams.get("kd_weight") and not run_opts.get("test_only"):
-        open_ensemble_cache(hparams, manifests["train"]).teach(datasets["train"])
+        teachers = open_ensemble_cache(hparams, manifests["train"])
+        meet_cached_teacher(hparams, teachers.cache)
+        teachers.teach(datasets["train"])
     brain = make_brain(hparams, run_opts)
     if hparams.get("pretrain") and not run_opts.get("test_only"):
         folder = hparams["pretrain_st_dir"]

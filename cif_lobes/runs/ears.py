@@ -5,7 +5,7 @@ import pathlib
 
 from speechbrain.utils.distributed import run_on_main
 
-from cif_lobes.cache.ears import Perturbed, open_ears_cache
+from cif_lobes.cache.ears import Perturbed, open_ears_states
 from cif_lobes.cache.speech_states import check_durations, check_present
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.nets.ears import PretrainedEars
@@ -58,7 +58,7 @@ def note_ears(hparams):
             )
 
 
-def open_cache(hparams, manifests):
+def open_ears_cache(hparams, manifests):
     """The cached states of a run's ears, checked against all that it will ask for.
 
     Arguments
@@ -104,7 +104,7 @@ def open_cache(hparams, manifests):
         return None
     settings = _to_extract(hparams, manifests)
     check_present(path, settings, "ears", "ears")
-    return open_ears_cache(path, features.encoder, manifests, settings)
+    return open_ears_states(path, features.encoder, manifests, settings)
 
 
 def _to_extract(hparams, manifests):
@@ -126,15 +126,15 @@ def _to_extract(hparams, manifests):
     }
 
 
-def open_cache_if_it_serves(hparams, manifests):
-    """`open_cache` for scoring: states that it does not have are computed.
+def open_ears_cache_if_it_serves(hparams, manifests):
+    """`open_ears_cache` for scoring: states that it does not have are computed.
 
     A run outlives its cache, and is scored on other recordings than those in it.
     """
     try:
-        return open_cache(hparams, manifests)
+        return open_ears_cache(hparams, manifests)
     except (OSError, ValueError) as error:
-        found = open_cache({**hparams, "ears_cache": None}, manifests)
+        found = open_ears_cache({**hparams, "ears_cache": None}, manifests)
         logger.warning(f"the cache is not read, recordings are heard again: {error}")
         return found
 

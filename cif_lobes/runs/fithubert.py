@@ -2,11 +2,16 @@
 
 from speechbrain.dataio.dataset import DynamicItemDataset
 
-from cif_lobes.cache.speech_states import check_durations, open_speech_cache
+from cif_lobes.cache.speech_states import (
+    check_durations,
+    identity_of,
+    open_speech_cache,
+)
 from cif_lobes.data.batches import dataset_rows, signal_item
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.nets.pretrained import load_encoder
 from cif_lobes.runs.stages import assemble, finish, fit, start
+from cif_lobes.runs.teacher import meet_teacher
 from cif_lobes.training.fithubert import FitHuBERTBrain
 
 
@@ -19,6 +24,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     utterances = (u for path in manifests.values() for u in read_manifest(path))
     durations = {u.id: u.duration for u in utterances}
     check_durations(durations, teacher, hparams["sample_rate"], "teacher")
+    meet_teacher(hparams, str(hparams["teacher"]), identity_of(teacher))
     cache = None
     brain = make_brain(hparams, run_opts, teacher)
     if hparams["teacher_cache"]:

@@ -6,7 +6,13 @@ import torch
 
 from cif_lobes.runs.ears import with_ears
 from cif_lobes.settings.safe_yaml import inside, read_settings
-from cif_lobes.storage.parameters import DISTILLATION, read_parameters, run_folder
+from cif_lobes.storage.parameters import (
+    DISTILLATION,
+    find_unlike,
+    module_names,
+    read_parameters,
+    run_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +51,11 @@ def start_from(model, run, tokenizer):
     if "features" in model:
         parameters = with_ears(parameters, model["features"], folder, run)
     parameters, own_head = _place_head(parameters, model.state_dict(), same)
-    there = _modules(parameters)
+    there = module_names(parameters)
     fresh = {DISTILLATION, *(() if same else TOKENS)}
     # A head that only one of the two runs has.
     fresh |= {"ctc_head"} - (there & set(model))
-    if _unlike(model.state_dict(), parameters, {"features"}):
+    if find_unlike(model.state_dict(), parameters, {"features"}):
         fresh |= {"features"}
     # Of two kinds no weight has the same name.
     decoder = {n for n in parameters if n.startswith("decoder.")}
@@ -98,18 +104,18 @@ def take_parameters(model, parameters, fresh, source):
         If the other modules are not alike.
     """
     ours = model.state_dict()
-    kept = (_modules(ours) | _modules(parameters)) - {*fresh}
-    unlike = _unlike(ours, parameters, kept)
+    kept = (module_names(ours) | module_names(parameters)) - {*fresh}
+    unlike = find_unlike(ours, parameters, kept)
     if unlike:
-        name = min(unlike)
+        name, (there, here) = next(iter(unlike.items()))
         raise ValueError(
             f"{source}: {len(unlike):,} weights do not fit, first {name}, "
-            f"{_shape(parameters, name)} there, {_shape(ours, name)} here: its yaml has "
-            "another network. Give this one the same sizes"
+            f"{there} there, {here} here: its yaml has another network. Give this one "
+            "the same sizes"
         )
     taken = {k: v for k, v in parameters.items() if k.split(".")[0] in kept}
     model.load_state_dict(taken, strict=False)
-    return _modules(taken)
+    return module_names(taken)
 
 
 def _place_head(parameters, ours, same):
@@ -128,20 +134,3 @@ def _place_head(parameters, ours, same):
     heads = {k: v for k, v in ours.items() if k.startswith("cif.ctc_head.")}
     is_own = bool(heads) and not (same and heads.keys() <= placed.keys())
     return ({**placed, **heads} if is_own else placed), is_own
-
-
-def _modules(parameters):
-    return {name.split(".")[0] for name in parameters}
-
-
-def _unlike(ours, theirs, modules):
-    """Names of these modules' parameters that one lacks, or has in another shape."""
-    return [
-        name
-        for name in ours.keys() | theirs.keys()
-        if name.split(".")[0] in modules and _shape(ours, name) != _shape(theirs, name)
-    ]
-
-
-def _shape(parameters, name):
-    return list(parameters[name].shape) if name in parameters else "none"

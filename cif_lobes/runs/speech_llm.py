@@ -7,7 +7,7 @@ from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
 from cif_lobes.nets.opened_llm import check_identity, identity_of, open_llm
-from cif_lobes.runs.ears import open_cache
+from cif_lobes.runs.ears import open_ears_cache
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.stages import assemble, finish, fit, start
 from cif_lobes.settings.safe_yaml import build
@@ -90,7 +90,7 @@ def make_brain(hparams, run_opts):
     )
 
 
-def make_datasets(hparams, manifests, open_heard=open_cache):
+def make_datasets(hparams, manifests, open_heard=open_ears_cache):
     """Data sets of manifests, by name, once `make_brain` has brought the recogniser.
 
     Arguments
@@ -100,12 +100,12 @@ def make_datasets(hparams, manifests, open_heard=open_cache):
     manifests : dict of str to str
         csv files.
     open_heard : callable
-        As `cif_lobes.runs.ears.open_cache`.
+        As `cif_lobes.runs.ears.open_ears_cache`.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        See `open_cache`.
+        See `open_ears_cache`.
     """
     heard = open_heard(hparams, manifests)
     speeds = {"train": hparams.get("speeds", ())}

@@ -28,8 +28,13 @@ from cif_lobes.nets.ears import PretrainedEars
 from cif_lobes.runs.dry_run import into_nowhere, measure
 from cif_lobes.runs.ears import load_ears, note_ears
 from cif_lobes.runs.evaluation import score
-from cif_lobes.runs.start import (
+from cif_lobes.runs.resume import (
     check_network,
+    check_parameters,
+    check_updates,
+    is_done,
+)
+from cif_lobes.runs.start import (
     exit_to_resume,
     has_begun,
     leave,
@@ -37,6 +42,7 @@ from cif_lobes.runs.start import (
     watch_folder,
     watch_manifests,
 )
+from cif_lobes.runs.teacher import keep_teacher
 from cif_lobes.storage.atomic_files import DiskFull
 from cif_lobes.storage.lock import lock_run, release_runs
 from cif_lobes.storage.record import RunRecord
@@ -277,15 +283,30 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     parameters = sum(p.numel() for p in hparams["model"].parameters())
     if isinstance(hparams.get("features"), PretrainedEars):
         parameters += hparams["features"].frozen_parameters()
-    # Only now: a start that is refused, or has nothing to train, leaves a run as it was.
-    if brain.test_only or not _is_done(hparams):
+    settings = read_plain(hparams_file, hparams["overrides"])
+    check_parameters(hparams["output_folder"], hparams["model"], settings)
+
+    updates = train_options["batch_sampler"].num_updates
+
+    def begin():
+        check_updates(
+            hparams["output_folder"], brain.updates_of_an_epoch, updates, settings
+        )
         run_on_main(keep_settings, args=[hparams, hparams_file, hparams["overrides"]])
         # Scoring alone changes nothing of what is known about the training.
         if not (brain.test_only and hparams["record"].path.exists()):
             hparams["record"].start(
                 hparams_file, hparams["seed"], parameters, brain.device
             )
+        if not brain.test_only:
+            run_on_main(keep_teacher, args=[hparams])
         has_begun()
+
+    # Only then: a start that is refused, or has nothing to train, leaves a run as it was.
+    if brain.test_only:
+        begin()
+    elif not is_done(hparams, settings, updates):
+        brain.on_recovered = begin
     try:
         brain.fit(
             hparams["epoch_counter"],
@@ -299,21 +320,7 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
         exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")
     except (DiskFull, FloatingPointError, UnusableAudio) as error:
         exit_to_resume(f"stopped: {error}")
-
-
-def _is_done(hparams):
-    """Whether there is no epoch left to train; says so."""
-    limit = hparams["epoch_counter"].limit
-    checkpoints = hparams["checkpointer"].list_checkpoints()
-    done = max((c.meta.get("epoch", 0) for c in checkpoints), default=0)
-    if done < limit:
-        return False
-    logger.warning(
-        f"{hparams['output_folder']}: {done} of {limit} epochs are done, nothing is "
-        "trained, and its settings stay as they were. To go on, raise --number_of_epochs; "
-        "to train with others, give another --output_folder"
-    )
-    return True
+    hparams["record"].close()
 
 
 def manifest_paths(hparams):

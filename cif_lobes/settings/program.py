@@ -152,11 +152,17 @@ def started_by():
 
 
 def this_command():
-    """The command line of this process, of torchrun's if that has started it."""
+    """The command line of this process, of torchrun's if that has started it here alone.
+
+    What has started it on several machines (torchrun with a rendezvous, srun, mpirun) is
+    not known here: then it is the line that the launcher is to be given.
+    """
     words, processes = sys.argv, int(os.environ.get("WORLD_SIZE", 1))
+    command = f"{started_by()} {shlex.join(words[1:])}".strip()
     if processes == 1:
-        return f"{started_by()} {shlex.join(words[1:])}".strip()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    nodes = processes // local
-    where = "--standalone" if nodes == 1 else f"--nnodes={nodes}"
-    return shlex.join(["torchrun", where, f"--nproc_per_node={local}", *words])
+        return command
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if not by_torchrun or int(os.environ["LOCAL_WORLD_SIZE"]) < processes:
+        return f"(with your launcher) {command}"
+    launcher = ["torchrun", "--standalone", f"--nproc_per_node={processes}"]
+    return shlex.join([*launcher, *words])

@@ -126,6 +126,37 @@ def run_folder(path):
     )
 
 
+def module_names(parameters):
+    """Modules that parameters are of: the first parts of their names, as set."""
+    return {name.split(".")[0] for name in parameters}
+
+
+def find_unlike(ours, theirs, modules=None):
+    """Parameters that one of two networks lacks, or has in another shape.
+
+    Arguments
+    ---------
+    ours, theirs : dict of str to torch.Tensor
+        From `state_dict`.
+    modules : set of str, optional
+        Names of the modules that are compared; by default, all.
+
+    Returns
+    -------
+    dict of str to (list of int, list of int)
+        Shape there and here by name, sorted; "none" where there is no such parameter.
+    """
+    names = sorted(ours.keys() | theirs.keys())
+    if modules is not None:
+        names = [name for name in names if name.split(".")[0] in modules]
+    shapes = {name: (_shape(theirs, name), _shape(ours, name)) for name in names}
+    return {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+
+
+def _shape(parameters, name):
+    return list(parameters[name].shape) if name in parameters else "none"
+
+
 def hash_parameters(parameters):
     """16 hex digits of names, shapes and values of some weights, whatever their order."""
     digest = hashlib.sha256()

@@ -206,6 +206,23 @@ class RunRecord:
             flush=True,
         )
 
+    def close(self):
+        """Close the train_logger: the last epoch has been told.
+
+        Processes that torchrun has started leave without what Python does at exit, where
+        others have their events written and are marked as finished.
+        """
+        if self.train_logger is None or callable(self.train_logger):
+            return  # none, or not made
+        # SpeechBrain's have no way themselves, but what they write with does: TensorBoard's
+        # `writer`, the `run` of Weights & Biases.
+        inner = (getattr(self.train_logger, name, None) for name in ("writer", "run"))
+        for owner in (self.train_logger, *inner):
+            for name in ("close", "finish"):
+                if hasattr(owner, name):
+                    getattr(owner, name)()
+                    return
+
     def _keep_peak_memory(self):
         """The highest of all that have trained this run."""
         if self.path.exists():

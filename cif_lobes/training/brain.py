@@ -7,7 +7,6 @@ same utterances. What the host has to know of a step (whether its loss is finite
 somebody has pressed Ctrl-C) it reads once, from the sum over all processes.
 """
 
-import json
 import logging
 import math
 import signal
@@ -15,7 +14,6 @@ import time
 
 import speechbrain as sb
 import torch
-import yaml
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import (
@@ -28,16 +26,14 @@ from speechbrain.utils.distributed import get_rank, if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.devices.precision import set_tf32
-from cif_lobes.devices.processes import rank_and_processes, share_batches
+from cif_lobes.devices.processes import check_share, rank_and_processes, share_batches
 from cif_lobes.training.compiled import check_options, compile_layers, use_compiled
 from cif_lobes.training.ledger import Ledger
 from cif_lobes.training.nonfinite import NonFinite
+from cif_lobes.training.progress import load_optimizer, read_progress, write_progress
 from cif_lobes.training.unusable import gather_unusable, note_unusable
 
 logger = logging.getLogger(__name__)
-
-# What a checkpoint says of how far the training has come.
-PROGRESS = ("step", "updates_in_epoch", "avg_train_loss", "optimizer_step")
 
 
 @register_checkpoint_hooks
@@ -60,6 +56,9 @@ class TrainingBrain(sb.Brain):
     """
 
     best_key = "loss"
+    updates_of_an_epoch = (
+        None  # as the checkpoint says it with which a training goes on
+    )
 
     def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
         # SpeechBrain's default of 3 is for batches of an epoch, not for updates in a row.
@@ -77,6 +76,9 @@ class TrainingBrain(sb.Brain):
     def count_units(self, predictions):
         """Tokens or frames of a batch, by which its gradient is divided."""
         raise NotImplementedError
+
+    def on_recovered(self):
+        """Called once a training has its checkpoint's parameters, if there is one."""
 
     def start_scoring(self):
         """Called before a validation or test."""
@@ -304,12 +306,8 @@ class TrainingBrain(sb.Brain):
                 loader_kwargs["batch_sampler"] = share_batches(
                     loader_kwargs["batch_sampler"], rank, processes
                 )
-            elif len(dataset) < processes:
-                raise ValueError(
-                    f"{processes} processes cannot share {len(dataset)} training "
-                    "utterances: some would have nothing to do. Start fewer: "
-                    f"torchrun --nproc_per_node={len(dataset)}, or give more data"
-                )
+            else:
+                check_share(len(dataset), processes)
         # Language models have no sample rate.
         noting = note_unusable(dataset, getattr(self.hparams, "sample_rate", None))
         if noting is not dataset:
@@ -336,6 +334,12 @@ class TrainingBrain(sb.Brain):
             self.stopped = True
             raise KeyboardInterrupt
 
+    def init_optimizers(self):
+        """As SpeechBrain's; see `load_optimizer`."""
+        super().init_optimizers()
+        if self.checkpointer is not None:
+            self.checkpointer.custom_load_hooks["optimizer"] = load_optimizer
+
     def on_fit_start(self):
         """Resume if there is something to resume; catch interruptions from here on."""
         self.train_ledger = Ledger()
@@ -344,6 +348,7 @@ class TrainingBrain(sb.Brain):
         )
         self.checkpointer.add_recoverable("ledger", self.train_ledger)
         super().on_fit_start()
+        self.on_recovered()
         self.nonfinite = NonFinite(self.modules, self.nonfinite_patience)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
@@ -387,14 +392,8 @@ class TrainingBrain(sb.Brain):
 
     @mark_as_saver
     def _save(self, path):
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({name: getattr(self, name) for name in PROGRESS}, file)
+        write_progress(self, path)
 
     @mark_as_loader
     def _recover(self, path, end_of_epoch):
-        with open(path, encoding="utf-8") as file:
-            saved = yaml.safe_load(file)
-        # Before there was such a number, checkpoints were of one process and pass.
-        saved.setdefault("updates_in_epoch", saved["step"])
-        for name in PROGRESS:
-            setattr(self, name, saved[name])
+        read_progress(self, path)

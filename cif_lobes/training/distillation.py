@@ -16,9 +16,10 @@ def add_teacher(hparams, manifest):
     They exist while a network is trained and in its checkpoints; the size of their heads
     is the cache's. Nothing else needs them, see `cif_lobes.storage.parameters.fill`.
 
-    What it needs of the yaml is in `open_cache`, which gives the cache, and `add_losses`.
+    What it needs of the yaml is in `open_teacher_cache`, which gives the cache, and
+    `add_losses`.
     """
-    cache = open_cache(hparams, manifest)
+    cache = open_teacher_cache(hparams, manifest)
     if cache is not None:
         add_losses(hparams, cache.shape, cache.mean)
     return cache
@@ -42,7 +43,7 @@ def add_losses(hparams, state_shape, mean):
     )
 
 
-def open_cache(hparams, manifest):
+def open_teacher_cache(hparams, manifest):
     """The teacher's states of a training set, checked against it.
 
     Arguments

@@ -26,6 +26,7 @@ def test_some_layers_in_any_order(tmp_path):
     cache = write(tmp_path / "bert.h5", shape=(3, H), layer=[4, 8, 12])
     all_states, all_means = cache["b"], cache.mean
     cache.use_layers([12, 4])
+    assert cache.identity["layer"] == [12, 4]
     for reader in (cache, pickle.loads(pickle.dumps(cache))):
         assert torch.equal(reader["b"], all_states[:, [2, 0]])
         assert torch.equal(reader.mean, all_means[[2, 0]]) and reader.shape == (2, H)

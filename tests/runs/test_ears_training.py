@@ -22,7 +22,7 @@ from cif_lobes.inference.export import export_run, open_run
 from cif_lobes.inference.recognizer import CIFRecognizer
 from cif_lobes.runs import coldec
 from cif_lobes.runs.cif import load_run
-from cif_lobes.runs.ears import open_cache
+from cif_lobes.runs.ears import open_ears_cache
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
 from cif_lobes.training.augment import SpecAugment, SpeedPerturb
 from cif_lobes.training.ledger import Ledger
@@ -71,7 +71,7 @@ def test_a_cache_gives_what_is_computed(corpus, ears, computed, tmp_path):
     )
     brain.on_evaluate_start()
     brain.modules.eval()
-    cache = open_cache(hparams, {"valid": corpus[1]})
+    cache = open_ears_cache(hparams, {"valid": corpus[1]})
     losses = []
     for heard in (None, cache):
         dataset = make_dataset(corpus[1], hparams["tokenizer"], 16000, None, heard)
@@ -126,7 +126,7 @@ def test_cif_vectors_are_made_without_audio(corpus, ears, computed, tmp_path):
         torch.testing.assert_close(*(m[utt_id] for m in made), rtol=1e-4, atol=1e-5)
     # Where the vectors are, what they were made from is not looked for.
     (tmp_path / "ears.h5").unlink()
-    with mock.patch.object(coldec, "open_cache_if_it_serves") as opened:
+    with mock.patch.object(coldec, "open_ears_cache_if_it_serves") as opened:
         coldec._build(asked, recognizer, {"train": corpus[1]})
     assert not opened.called
 
@@ -138,7 +138,7 @@ def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path
     manifests = {"train": corpus[1]}
     extract("build", corpus, tmp_path, ears)
     with pytest.raises(ValueError, match=r"24 of 24 are .*--speeds '\[90,100,115\]'"):
-        open_cache(hparams, manifests)
+        open_ears_cache(hparams, manifests)
     speeds = ["--speeds", "[90, 100, 115]"]
     extract("build", corpus, tmp_path, ears, *speeds, "--overwrite", "True")
     done = extract("verify", corpus, tmp_path, ears, *speeds)
@@ -149,7 +149,7 @@ def test_speeds_from_a_cache_are_those_computed(corpus, ears, computed, tmp_path
     brain.hparams.speed_perturb = SpeedPerturb(16000, hparams["speeds"])
     brain.modules.eval()
     losses, drawn = [], set()
-    for heard in (None, open_cache(hparams, manifests)):
+    for heard in (None, open_ears_cache(hparams, manifests)):
         sets = None, heard, hparams["speeds"]
         dataset = make_dataset(corpus[1], hparams["tokenizer"], 16000, *sets)
         torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_the_command_offered_makes_a_cache_that_serves(
 
     def offered(error, hparams=hparams, manifests=manifests):
         with pytest.raises(error) as told:
-            open_cache(hparams, manifests)
+            open_ears_cache(hparams, manifests)
         command = str(told.value).split("Run: python ")[1].partition(", or ")[0]
         return shlex.split(
             command.replace("<hparams/extract_ears*.yaml>", str(EXTRACT))
@@ -193,7 +193,7 @@ def test_the_command_offered_makes_a_cache_that_serves(
     # Scored: what was trained on stays in the cache.
     assert offered(FileNotFoundError, manifests={"set2": str(corpus[1])}) == absent
     run_python(absent)
-    assert len(open_cache(hparams, manifests)) == 120
+    assert len(open_ears_cache(hparams, manifests)) == 120
     other = make_folder("hubert", tmp_path / "other")
     changes = ["--ears", other, "--ears_layers", "[1]", "--ears_silence_seconds", "0"]
     changes += ["--manifests", f"[{corpus[1]}]", "--speeds", "[100]"]
@@ -202,7 +202,7 @@ def test_the_command_offered_makes_a_cache_that_serves(
     names = ("ears", "ears_layers", "ears_silence_seconds", "manifests", "speeds")
     assert all(again.count(f"--{name}") == 3 for name in names)
     run_python(again)
-    assert open_cache(hparams, manifests).attributes["layer"] == [2, 3]
+    assert open_ears_cache(hparams, manifests).attributes["layer"] == [2, 3]
     # What is right already is not asked for again.
     run_python([*absent, "--ears_layers", "[1, 2]", "--overwrite", "True"])
     again = offered(ValueError)

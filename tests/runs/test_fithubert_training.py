@@ -171,3 +171,6 @@ def test_resuming_equals_running_through(corpus, tmp_path):
     for name, value in expected.items():
         assert torch.equal(value, got[name]), name
     assert json.loads((tmp_path / "a/run/run.json").read_text())["parameters"]
+    note = json.loads((tmp_path / "a/run/teacher.json").read_text())
+    teacher = load_encoder({**TEACHER, "num_hidden_layers": 2})
+    assert note["teacher_weights"] == teacher.weights_hash

@@ -65,6 +65,8 @@ def test_a_student_learns_from_teachers_alone(corpus, taught):
     names = {name.split(".")[0] for name in last_checkpoint(output)}
     expected = {"features", "encoder", "ctc_head", "embedding", "decoder", "seq_head"}
     assert names == expected, "no teacher in the student's checkpoint"
+    note = json.loads((output / "teacher.json").read_text())
+    assert len(note["teacher_weights"]) == len(note["teacher"]) == 2
     # Nor is one needed to recognise.
     settings["teacher_cache"] = folder / "lost.h5"
     command = [*arguments(corpus, folder, **settings), "--test_only"]

@@ -178,6 +178,29 @@ def test_help_needs_no_torch(path):
     assert "usage:" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "local, by_torchrun, command",
+    [
+        (4, True, "torchrun --standalone --nproc_per_node=4 train.py 'a b.yaml'"),
+        (2, True, "(with your launcher) python train.py 'a b.yaml'"),
+        (4, False, "(with your launcher) python train.py 'a b.yaml'"),
+        (None, False, "(with your launcher) python train.py 'a b.yaml'"),
+    ],
+)
+def test_a_command_of_several_processes(monkeypatch, local, by_torchrun, command):
+    """One that cannot be typed is not told: torchrun on two machines needs more words."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "a b.yaml"])
+    variables = {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": local}
+    variables["TORCHELASTIC_RUN_ID"] = "none" if by_torchrun else None
+    for name, value in variables.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+    assert program.this_command() == command
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert program.this_command() == "python train.py 'a b.yaml'"
+
+
 def test_the_message_of_an_error_with_a_file_has_its_name():
     assert program.describe(PermissionError(13, "denied", "a.txt")) == "a.txt: denied"
     assert program.describe(OSError("what to do")) == "what to do"

@@ -1,6 +1,7 @@
 """train_logger: SpeechBrain's loggers are given what epochs.jsonl is given."""
 
 import json
+import pathlib
 from functools import partial
 
 import pytest
@@ -61,6 +62,65 @@ def test_tensorboard_counts_epochs_after_a_stop_too(tmp_path):
     board.Reload()
     assert [e.step for e in board.Scalars("losses.ce.value/train")] == [1, 2, 3]
     assert [e.value for e in board.Scalars("updates")] == [10, 20, 30]
+
+
+class Closing:
+    """What a logger of SpeechBrain's writes with."""
+
+    closed = 0
+
+    def end(self):
+        self.closed += 1
+
+
+class TensorBoard(Closing):
+    close = Closing.end
+
+
+class WeightsAndBiases(Closing):
+    finish = Closing.end
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("writer", TensorBoard), ("run", WeightsAndBiases)]
+)
+def test_what_can_be_closed_is_closed(tmp_path, name, kind):
+    """Once, whatever it is called; a logger's own way comes first."""
+    kept = Kept([])
+    record = RunRecord(tmp_path, lambda: kept)
+    record.close()  # not made yet
+    epochs(record, 1)
+    record.close()  # has no way
+    setattr(kept, name, kind())
+    record.close()
+    assert getattr(kept, name).closed == 1
+    kept.close = lambda: kept.calls.append("closed")
+    record.close()
+    assert kept.calls[-1] == "closed" and getattr(kept, name).closed == 1
+    RunRecord(tmp_path).close()
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_close_it(corpus, tmp_path):
+    """They leave by os._exit, at which nothing is written."""
+    yaml, *arguments = tiny_arguments(corpus, tmp_path, number_of_epochs=1)
+    (tmp_path / "closing.py").write_text(
+        "from speechbrain.utils.train_logger import TrainLogger\n"
+        "class Logger(TrainLogger):\n"
+        "    def __init__(self, path):\n"
+        "        self.file = open(path, 'w', buffering=10**6)\n"
+        "    def log_stats(self, meta, *stats):\n"
+        "        self.file.write(f'{meta}\\n')\n"
+        "    def close(self):\n"
+        "        self.file.close()\n"
+    )
+    text = pathlib.Path(yaml).read_text(encoding="utf-8")
+    line = f"train_logger: !name:closing.Logger {{path: {tmp_path}/log}}\n"
+    (tmp_path / "mine.yaml").write_text(f"{text}\n{line}", encoding="utf-8")
+    words = ["recipes/AISHELL-1/train.py", tmp_path / "mine.yaml", *arguments]
+    words += ["--distributed_backend", "gloo"]
+    run_python(words, env={"PYTHONPATH": str(tmp_path)}, processes=2)
+    assert "'epoch': 1" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
