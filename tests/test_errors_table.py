@@ -1,7 +1,12 @@
 """Every bad input gets the message that docs/errors.md says."""
 
+import dataclasses
+
 import errors_table
 import pytest
+from conftest import ROOT
+
+from cif_lobes.data.validation import Limits
 
 PARTS = [
     (name, cause)
@@ -22,6 +27,14 @@ def test_the_page_has_nothing_else():
     rows = [line for line in LINES if line.startswith("| ")]
     titles = len(errors_table.sections())
     assert len(rows) == len(PARTS) + titles, "run: python tests/errors_table.py"
+
+
+def test_no_remedy_is_a_limit_that_nobody_can_set():
+    yaml = (ROOT / "recipes/AISHELL-1/hparams/cif.yaml").read_text(encoding="utf-8")
+    limits = {field.name for field in dataclasses.fields(Limits)}
+    fixed = {name for name in limits if f"\n{name}:" not in yaml}
+    assert "max_duration" in fixed and "check_audio" not in fixed
+    assert not [line for line in LINES if any(name in line for name in fixed)]
 
 
 def test_what_passes_is_no_bad_input():

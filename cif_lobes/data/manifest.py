@@ -31,8 +31,8 @@ REMEDIES = {
     "broken audio": "copy the file again, or convert it: ffmpeg -i IN OUT.flac",
     "outside audio": "correct offset and duration, both in seconds",
     "wrong sample rate": "convert it: ffmpeg -i IN -ar RATE OUT.flac",
-    "too short": "lower min_duration if such recordings are wanted",
-    "too long": "cut it at pauses, or raise max_duration (takes more memory)",
+    "too short": "join it to what comes before or after it, or delete the row",
+    "too long": "cut it at pauses, or delete the row",
     "too many tokens": "see whether the text belongs to another recording",
 }
 

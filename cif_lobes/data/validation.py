@@ -309,9 +309,9 @@ def _limit_problem(u, rate, limits, count_tokens):
     if limits.sample_rate not in (None, rate):
         return "wrong sample rate", f"{rate} Hz, expected {limits.sample_rate} Hz"
     if u.duration < limits.min_duration:
-        return "too short", f"{u.duration} s, min_duration is {limits.min_duration} s"
+        return "too short", f"{u.duration} s, the shortest is {limits.min_duration:g} s"
     if u.duration > limits.max_duration:
-        return "too long", f"{u.duration} s, max_duration is {limits.max_duration} s"
+        return "too long", f"{u.duration} s, the longest is {limits.max_duration:g} s"
     tokens = count_tokens(u.wrd) + 1
     room = math.ceil(u.duration * limits.max_tokens_per_second)
     if tokens > room:

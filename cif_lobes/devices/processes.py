@@ -98,6 +98,28 @@ def gather_objects(value):
     return values
 
 
+def in_any_process(flag, device):
+    """Whether a flag is set in one of the processes at least.
+
+    Arguments
+    ---------
+    flag : bool
+        That of this process.
+    device : str
+        Its own, by which they communicate.
+
+    Returns
+    -------
+    bool
+        The same in all.
+    """
+    if not dist.is_initialized():
+        return flag
+    flags = torch.full((1,), float(flag), device=device)
+    dist.all_reduce(flags)
+    return flags.item() > 0
+
+
 def share_batches(batches, rank, num_ranks):
     """The batches of an evaluation that one process scores.
 

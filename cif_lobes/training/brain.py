@@ -15,7 +15,6 @@ import time
 import speechbrain as sb
 import torch
 from speechbrain.core import INTRA_EPOCH_CKPT_FLAG
-from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.checkpoints import (
     ckpt_recency,
     mark_as_loader,
@@ -26,12 +25,13 @@ from speechbrain.utils.distributed import get_rank, if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from cif_lobes.devices.precision import set_tf32
-from cif_lobes.devices.processes import check_share, rank_and_processes, share_batches
+from cif_lobes.devices.processes import gather_objects, in_any_process
 from cif_lobes.training.compiled import check_options, compile_layers, use_compiled
 from cif_lobes.training.ledger import Ledger
+from cif_lobes.training.loaders import share_loader
 from cif_lobes.training.nonfinite import NonFinite
 from cif_lobes.training.progress import load_optimizer, read_progress, write_progress
-from cif_lobes.training.unusable import gather_unusable, note_unusable
+from cif_lobes.training.unusable import gather_unusable
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +56,13 @@ class TrainingBrain(sb.Brain):
     """
 
     best_key = "loss"
-    updates_of_an_epoch = (
-        None  # as the checkpoint says it with which a training goes on
-    )
+    updates_of_an_epoch = None  # as the checkpoint says that is resumed
 
     def __init__(self, modules=None, opt_class=None, hparams=None, run_opts=None, **kw):
         # SpeechBrain's default of 3 is for batches of an epoch, not for updates in a row.
         hparams = {"nonfinite_patience": 5, **(hparams or {})}
         super().__init__(modules, opt_class, hparams, run_opts, **kw)
-        self.updates_in_epoch = 0
+        self.updates_in_epoch = self.rounds_left = 0
         check_options(self)
         if self.grad_accumulation_factor != 1:
             raise ValueError(
@@ -220,6 +218,8 @@ class TrainingBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch):
         """Log a stage; after validation, save and set old checkpoints aside."""
+        while self.rounds_left:  # other processes have more batches
+            self._stop_if_interrupted()
         if stage == sb.Stage.TRAIN:
             self.ledger = self.train_ledger
         self.ledger.reduce()
@@ -231,7 +231,8 @@ class TrainingBrain(sb.Brain):
             return
         unusable = gather_unusable(self.unusable, stage == sb.Stage.VALID)
         if unusable and stage == sb.Stage.VALID:
-            self._stop_before_validation(unusable)
+            self.failure = unusable
+            self._stop_before_validation()
         if unusable:
             raise unusable
         figures |= self.scores()
@@ -260,19 +261,34 @@ class TrainingBrain(sb.Brain):
             num_to_keep=0, ckpt_predicate=lambda c: INTRA_EPOCH_CKPT_FLAG in c.meta
         )
 
-    # --- recordings that cannot be read ---
+    # --- validations that end before their time ---
+
+    def _fit_valid(self, valid_set, epoch, enable):
+        """As SpeechBrain's; a signal is heard after each round of batches."""
+        # Processes have shares of other lengths, and stop together.
+        self.rounds_left = max(gather_objects(len(valid_set)))
+        super()._fit_valid(valid_set, epoch, enable)
 
     def evaluate_batch(self, batch, stage):
         """As SpeechBrain's; what cannot be read is noted."""
         self._note_unusable(batch)
-        return super().evaluate_batch(batch, stage)
+        loss = super().evaluate_batch(batch, stage)
+        if self.rounds_left:
+            self._stop_if_interrupted()
+        return loss
+
+    def _stop_if_interrupted(self):
+        """Between two rounds of a validation: in all processes, or in none."""
+        self.rounds_left -= 1
+        self.stopping = in_any_process(self.interrupted, self.device)
+        if self.stopping:
+            self._stop_before_validation()
 
     def _note_unusable(self, batch):
         self.unusable += filter(None, getattr(batch, "unusable", []))
 
-    def _stop_before_validation(self, error):
+    def _stop_before_validation(self):
         """Save an epoch of which only the validation is left to do, then raise."""
-        self.failure = error
         self.updates_in_epoch = self.train_sampler.num_updates
         # Its figures have been added up over the processes: each has the sum.
         self.train_ledger.leave_to_the_first()
@@ -292,28 +308,13 @@ class TrainingBrain(sb.Brain):
                 module.broadcast_buffers = False
 
     def make_dataloader(self, dataset, stage, ckpt_prefix=None, **loader_kwargs):
-        """Validation and test sets are shared among the processes, and no checkpoint
-        holds the place in the training set.
+        """See `share_loader`; no checkpoint holds the place in the training set.
 
-        SpeechBrain lets every process score all of them, and saves a number of passes,
-        which are more with fewer processes; `updates_in_epoch` is the same for any.
+        SpeechBrain saves a number of passes, which are more with fewer processes;
+        `updates_in_epoch` is the same for any.
         """
-        # Pinned, so that the copy of a batch to the GPU need not be waited for.
-        loader_kwargs["pin_memory"] = torch.device(self.device).type == "cuda"
-        if self.distributed_launch:
-            rank, processes = rank_and_processes()
-            if stage != sb.Stage.TRAIN:
-                loader_kwargs["batch_sampler"] = share_batches(
-                    loader_kwargs["batch_sampler"], rank, processes
-                )
-            else:
-                check_share(len(dataset), processes)
-        # Language models have no sample rate.
-        noting = note_unusable(dataset, getattr(self.hparams, "sample_rate", None))
-        if noting is not dataset:
-            dataset = noting
-            loader_kwargs.setdefault("collate_fn", PaddedBatch)
-        return super().make_dataloader(dataset, stage, None, **loader_kwargs)
+        dataset, options = share_loader(self, dataset, stage, loader_kwargs)
+        return super().make_dataloader(dataset, stage, None, **options)
 
     def _train_loader_specifics(self, dataset, loader_kwargs):
         """The batches as they are: SpeechBrain would deal them a second time."""

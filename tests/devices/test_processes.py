@@ -12,7 +12,7 @@ from cif_lobes.data.batches import eval_loader_options
 from cif_lobes.decoding.scoring import ErrorRate
 from cif_lobes.devices.processes import share_batches
 from cif_lobes.runs.fithubert import make_audio_dataset
-from cif_lobes.training import brain as training_brain
+from cif_lobes.training import loaders
 from cif_lobes.training.brain import TrainingBrain
 from cif_lobes.training.fithubert import FitHuBERTBrain, Predictions
 from cif_lobes.training.ledger import Ledger
@@ -61,7 +61,7 @@ def test_batches_for_a_gpu_are_pinned(sampler, stage, device):
 
 
 def test_more_processes_than_utterances_are_refused(monkeypatch):
-    monkeypatch.setattr(training_brain, "rank_and_processes", lambda: (0, 3))
+    monkeypatch.setattr(loaders, "rank_and_processes", lambda: (0, 3))
     with pytest.raises(ValueError, match="3 processes cannot share 2 training"):
         make_brain(distributed=True).make_dataloader([0, 0], Stage.TRAIN)
 
