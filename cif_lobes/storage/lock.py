@@ -71,6 +71,8 @@ def _lock(folder):
     owner = _read(fd)
     here = owner.get("host") == socket.gethostname()
     gone = not owner or (here and (can_lock or not _is_alive(owner)))
+    # Slurm starts a job again elsewhere only once it has ended what was left of it.
+    gone |= not here and owner.get("slurm_job") in _slurm_jobs()
     if not locked or not gone:
         os.close(fd)
         unseen = locked and not here
@@ -80,6 +82,7 @@ def _lock(folder):
         "pid": os.getpid(),
         "started": _started(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        **{"slurm_job": job for job in _slurm_jobs()},
     }
     with explain_full(folder):
         os.ftruncate(fd, 0)
@@ -89,6 +92,12 @@ def _lock(folder):
         atexit.register(release_runs)
     _held[path] = fd
     return None
+
+
+def _slurm_jobs():
+    """Number of the Slurm job that this is, if it is one; a requeued job keeps it."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return [job] if job else []
 
 
 def _describe(path, owner, unseen):
