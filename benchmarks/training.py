@@ -61,6 +61,7 @@ def make_cif(run_opts):
     brain.interrupted = False
     brain.on_fit_start()
     brain.on_stage_start(Stage.TRAIN, 1)
+    brain.progress.shown = False  # it knows one update
     brain.modules.train()
     brain.step = 1
     return brain

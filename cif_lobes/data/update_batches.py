@@ -36,9 +36,13 @@ class UpdateBatches:
         What a pass may hold, padding included, in the same unit.
     rank, num_ranks : int
         Number of this process, from 0, and how many there are.
+    unit : str
+        Of the sizes, in words.
 
     Attributes
     ----------
+    update_sizes : list of float
+        Of each update of the epoch, over all processes, without padding.
     start : int
         The update, counted from 0, with which the next iteration begins.
 
@@ -53,9 +57,11 @@ class UpdateBatches:
     [[0, 1], [2, 3], [4]]
     """
 
-    def __init__(self, updates, sizes, device_size, rank=0, num_ranks=1):
+    def __init__(
+        self, updates, sizes, device_size, rank=0, num_ranks=1, unit="s of audio"
+    ):
         self.updates, self.sizes, self.device_size = updates, sizes, device_size
-        self.rank, self.num_ranks = rank, num_ranks
+        self.rank, self.num_ranks, self.unit = rank, num_ranks, unit
         self.start, self._epoch = 0, None
         self._plan()
 
@@ -88,8 +94,9 @@ class UpdateBatches:
         return iter([p.indices for p in passes])
 
     def _plan(self):
-        self.passes, self._first = [], [0]
+        self.passes, self._first, self.update_sizes = [], [0], []
         for utterances in self.updates:
+            self.update_sizes.append(sum(self.sizes[i] for i in utterances))
             self.passes += self._passes(utterances)
             self._first.append(len(self.passes))
 

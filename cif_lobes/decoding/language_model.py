@@ -196,7 +196,9 @@ def loader_options(text, batch_tokens, device_batch_tokens=None, seed=None):
     )
     if seed is not None:
         device = rank_and_processes()
-        sampler = UpdateBatches(sampler, lengths, device_batch_tokens, *device)
+        sampler = UpdateBatches(
+            sampler, lengths, device_batch_tokens, *device, unit="tokens"
+        )
     return {"batch_sampler": sampler, "collate_fn": PaddedBatch}
 
 

@@ -71,6 +71,7 @@ def _lock(folder):
     owner = _read(fd)
     here = owner.get("host") == socket.gethostname()
     gone = not owner or (here and (can_lock or not _is_alive(owner)))
+    gone |= _is_requeued(owner)
     if not locked or not gone:
         os.close(fd)
         unseen = locked and not here
@@ -80,6 +81,7 @@ def _lock(folder):
         "pid": os.getpid(),
         "started": _started(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "slurm": _slurm(),
     }
     with explain_full(folder):
         os.ftruncate(fd, 0)
@@ -89,6 +91,19 @@ def _lock(folder):
         atexit.register(release_runs)
     _held[path] = fd
     return None
+
+
+def _slurm():
+    """The Slurm job that this is, and how often it has been requeued; or None."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job and [job, int(os.environ.get("SLURM_RESTART_COUNT", 0))]
+
+
+def _is_requeued(owner):
+    """Whether this is the owner's Slurm job, begun again: on whatever machine that was,
+    Slurm has ended what was left of it before."""
+    now, then = _slurm(), owner.get("slurm")
+    return bool(now and then) and now[0] == then[0] and now[1] > then[1]
 
 
 def _describe(path, owner, unseen):

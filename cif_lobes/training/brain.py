@@ -31,6 +31,7 @@ from cif_lobes.training.ledger import Ledger
 from cif_lobes.training.loaders import share_loader
 from cif_lobes.training.nonfinite import NonFinite
 from cif_lobes.training.progress import load_optimizer, read_progress, write_progress
+from cif_lobes.training.progress_log import ProgressLog
 from cif_lobes.training.unusable import gather_unusable
 
 logger = logging.getLogger(__name__)
@@ -64,12 +65,6 @@ class TrainingBrain(sb.Brain):
         super().__init__(modules, opt_class, hparams, run_opts, **kw)
         self.updates_in_epoch = self.rounds_left = 0
         check_options(self)
-        if self.grad_accumulation_factor != 1:
-            raise ValueError(
-                f"grad_accumulation_factor is {self.grad_accumulation_factor}: it follows "
-                "from batch_seconds, the audio of an update, and device_batch_seconds, "
-                "what a device takes at a time. Set these"
-            )
 
     def count_units(self, predictions):
         """Tokens or frames of a batch, by which its gradient is divided."""
@@ -142,6 +137,7 @@ class TrainingBrain(sb.Brain):
         self.stopping, self.saving = interrupted > 0, due > 0
         # fp16 overflows now and then; its scaler passes over such steps by itself.
         if broken or not (math.isfinite(norm_value) or self.scaler.is_enabled()):
+            mean = math.nan
             self.failure = self.nonfinite.skip(
                 self.update, self.update_ledger, self.unusable
             )
@@ -150,11 +146,12 @@ class TrainingBrain(sb.Brain):
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.train_ledger.merge(self.update_ledger)
-            self.update_loss = loss / units
+            self.update_loss = mean = loss / units
             self.nonfinite.keep()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
         self.updates_in_epoch += 1
+        self.progress.update(self.updates_in_epoch, mean, lr)
         self._begin_update()
 
     def _totals(self):
@@ -210,6 +207,8 @@ class TrainingBrain(sb.Brain):
             self.step = self.train_sampler.first_pass(begin)
             self.update_loss, self.saved_at = math.nan, (time.monotonic(), self.step)
             self._begin_update()
+            shown = self.noprogressbar and if_main_process()
+            self.progress = ProgressLog(self.train_sampler, epoch, shown)
             if self.updates_in_epoch == 0:  # not resumed within the epoch
                 self.train_ledger.clear()
             return

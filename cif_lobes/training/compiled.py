@@ -24,7 +24,8 @@ def check_options(brain):
     ------
     ValueError
         For TorchScript, which batches of many lengths and optional arguments rule out;
-        for what compiles graphs of one size; and without --compile.
+        for what compiles graphs of one size; without --compile; and for a number of
+        passes per update.
     """
     for option in ("compile_using_fullgraph", "compile_using_dynamic_shape_tracing"):
         if getattr(brain, option):
@@ -33,6 +34,12 @@ def check_options(brain):
             )
     if brain.compile_module_keys and not brain.compile:
         raise ValueError("--compile_module_keys says nothing without --compile")
+    if brain.grad_accumulation_factor != 1:
+        raise ValueError(
+            f"grad_accumulation_factor is {brain.grad_accumulation_factor}: it follows "
+            "from batch_seconds, the audio of an update, and device_batch_seconds, "
+            "what a device takes at a time. Set these"
+        )
     for option in ("jit", "jit_module_keys"):
         if getattr(brain, option):
             raise ValueError(

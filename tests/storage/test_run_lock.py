@@ -78,6 +78,51 @@ def test_another_machine_cannot_be_seen(tmp_path):
     run_lock.lock_run(tmp_path)
 
 
+def enter_slurm(monkeypatch, host, job, restarts):
+    """Be on a machine, in a job of Slurm or in none."""
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    names = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": restarts}
+    for name, value in names.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:  # a first start has no count
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "was, now, taken",
+    [
+        (("7", None), ("7", "1"), True),
+        (("7", "1"), ("7", "2"), True),
+        (("7", None), ("7", None), False),  # another node of the same start
+        (("7", None), ("8", "1"), False),
+        (("7", None), (None, None), False),
+        ((None, None), ("7", "1"), False),
+    ],
+)
+def test_a_slurm_job_that_is_requeued_elsewhere(tmp_path, monkeypatch, was, now, taken):
+    enter_slurm(monkeypatch, "elsewhere", *was)
+    run_lock.lock_run(tmp_path)
+    left = (tmp_path / "run.lock").read_text()
+    run_lock.release_runs()
+    (tmp_path / "run.lock").write_text(left)
+    enter_slurm(monkeypatch, "here", *now)
+    if taken:
+        run_lock.lock_run(tmp_path)
+        assert json.loads((tmp_path / "run.lock").read_text())["host"] == "here"
+    else:
+        with pytest.raises(SystemExit, match="on elsewhere"):
+            run_lock.lock_run(tmp_path)
+
+
+def test_a_lock_that_is_held_is_not_taken_by_a_requeued_job(
+    hold, tmp_path, monkeypatch
+):
+    write_owner(tmp_path, host="elsewhere", slurm=["7", 0])
+    enter_slurm(monkeypatch, "here", "7", "1")
+    with pytest.raises(SystemExit, match="in use by another run"):
+        run_lock.lock_run(tmp_path)
+
+
 def test_without_locks_of_the_file_system_the_process_is_looked_up(
     tmp_path, monkeypatch
 ):
