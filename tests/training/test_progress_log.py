@@ -69,7 +69,7 @@ def test_the_first_process_alone_tells(corpus, tmp_path, processes):
     code = """
 import runpy, sys
 from cif_lobes.training import progress_log
-progress.MINUTES = 0
+progress_log.MINUTES = 0
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("recipes/AISHELL-1/train.py", run_name="__main__")
 """
