@@ -126,6 +126,7 @@ def _time_training(brain, loader, workers):
     brain.failure = None
     brain.on_fit_start()
     brain.on_stage_start(sb.Stage.TRAIN, 1)
+    brain.progress.shown = False  # what is measured is no epoch
     brain.modules.train()
     sampler = brain.train_sampler
     sizes = [_padded(sampler, u) for u in range(sampler.num_updates)]
@@ -140,8 +141,12 @@ def _time_training(brain, loader, workers):
         if number >= WARM_UP or number == len(chosen) - 1:
             seconds, size = seconds + spent, size + sizes[update]
     # The largest, which may not be among them, decides what memory is needed.
-    largest = max(range(len(sampler)), key=partial(_padded_pass, sampler))
+    silence = getattr(brain.hparams, "insert_silence", None)
+    more = silence.seconds if silence and silence.probability else 0.0
+    largest = max(range(len(sampler)), key=partial(_padded_pass, sampler, more=more))
     brain.step = largest + 1
+    if silence:
+        silence.longest = True
     brain.fit_batch(_load(loader, sampler[largest].indices)[0])
     return seconds * sum(sizes) / size
 
@@ -200,12 +205,12 @@ def _padded(sampler, update):
     return sum(_padded_pass(sampler, n) for n in passes)
 
 
-def _padded_pass(sampler, number):
-    """The same of one pass of an update."""
+def _padded_pass(sampler, number, more=0.0):
+    """The same of one pass of an update, whose utterances are each so much longer."""
     part = sampler[number]
     if not part.counts:
         return 0.0
-    return len(part.indices) * max(sampler.sizes[i] for i in part.indices)
+    return len(part.indices) * (max(sampler.sizes[i] for i in part.indices) + more)
 
 
 def _spread(total, wanted):

@@ -45,6 +45,7 @@ from cif_lobes.storage.run_files import (
     keep_tokenizer,
     kept_tokenizer,
 )
+from cif_lobes.training.memory import explain_memory
 
 logger = logging.getLogger(__name__)
 
@@ -261,7 +262,8 @@ def fit_tokens(brain, hparams_file, hparams, sets):
 def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options):
     """Train on whatever the DataLoaders of these options give; see `fit`."""
     if hparams.get("dry_run"):
-        measure(brain, hparams, datasets, train_options, valid_options)
+        with explain_memory(brain):
+            measure(brain, hparams, datasets, train_options, valid_options)
         finish()
         sys.exit(0)
     parameters = sum(p.numel() for p in hparams["model"].parameters())
@@ -277,13 +279,14 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
             )
         has_begun()
     try:
-        brain.fit(
-            hparams["epoch_counter"],
-            datasets["train"],
-            datasets["valid"],
-            train_loader_kwargs=train_options,
-            valid_loader_kwargs=valid_options,
-        )
+        with explain_memory(brain):
+            brain.fit(
+                hparams["epoch_counter"],
+                datasets["train"],
+                datasets["valid"],
+                train_loader_kwargs=train_options,
+                valid_loader_kwargs=valid_options,
+            )
     except KeyboardInterrupt:
         saved = "saved" if brain.stopped else "not saved again"
         exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")
