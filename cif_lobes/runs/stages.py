@@ -127,9 +127,10 @@ def fit_tokenizer(hparams, manifest):
     """Make or load the vocabulary of a training manifest; keep it in the run folder."""
     tokenizer = hparams["tokenizer"]
     # Shared by the rows of a corpus on purpose, and with a teacher's cache; by two corpora
-    # perhaps not.
+    # perhaps not. Where it is known which texts it was made from, `fit` says more.
     shared = hparams.get("teacher_cache") or hparams.get("dry_run")
-    if tokenizer.path.exists() and not kept_tokenizer(hparams).exists() and not shared:
+    shared = shared or kept_tokenizer(hparams).exists() or tokenizer.texts_file.exists()
+    if tokenizer.path.exists() and not shared:
         print(
             f"vocabulary: {tokenizer.path}, which is there already. For one of these "
             "transcripts give another --manifest_folder"
