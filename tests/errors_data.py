@@ -1,7 +1,10 @@
 """Bad data, for docs/errors.md."""
 
+import types
+
 import numpy as np
 import soundfile
+import torch
 from conftest import ROOT, load_module
 
 from cif_lobes.data.batches import (
@@ -17,7 +20,9 @@ from cif_lobes.data.tokens import (
     SentencePieceTokenizer,
     WordPieceTokenizer,
 )
+from cif_lobes.data.update_batches import UpdateBatches
 from cif_lobes.data.validation import Limits, prepare_own_data
+from cif_lobes.training.memory import explain_memory
 
 
 def _csv(folder, *lines, encoding="utf-8"):
@@ -110,6 +115,14 @@ def _loader(folder):
     train_loader_options(dataset, 0.5, 0.5, 1, "random", 0, 0)
 
 
+def _no_memory(folder):
+    settings = types.SimpleNamespace(device_batch_seconds=300.0)
+    brain = types.SimpleNamespace(epoch=2, step=1, rounds_left=0, hparams=settings)
+    brain.train_sampler = UpdateBatches([[*range(20)]], [15.0] * 20, 300.0)
+    with explain_memory(brain):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
 def _other_vocabulary(folder):
     path = _csv(folder, "ID,duration,wav,wrd", "u1,1.0,a.wav,hello")
     tokenizer = CharTokenizer(folder / "chars.txt", 8, "en").fit(["你好"])
@@ -192,6 +205,7 @@ SECTIONS = {
         "half of the recordings are lost": lambda f: _own(f, "u2,lost.wav,hello"),
         "a NaN that is met while training": _read_nan,
         "an utterance that no device holds": _loader,
+        "a pass that the GPU does not hold": _no_memory,
         "`--data_folder` without AISHELL-1": _corpus(
             "AISHELL-1/aishell_prepare.py", "prepare_aishell"
         ),

@@ -1,6 +1,7 @@
 """What a training would cost, from a few of its updates; nothing is kept of them."""
 
 import atexit
+import contextlib
 import datetime
 import json
 import os
@@ -13,6 +14,8 @@ from functools import partial
 import speechbrain as sb
 import torch
 
+from cif_lobes.data.validation import MEMORY
+from cif_lobes.storage.atomic_files import atomic_open
 from cif_lobes.storage.record import peak_memory
 
 WARM_UP, MEASURED, VALIDATED = 2, 10, 3  # updates, updates, batches
@@ -20,6 +23,8 @@ WARM_UP, MEASURED, VALIDATED = 2, 10, 3  # updates, updates, batches
 
 def into_nowhere(settings, overrides):
     """Have a run write into folders that are gone at its end.
+
+    What decoding the recordings has found stays: hours of it need not be found again.
 
     Arguments
     ---------
@@ -48,11 +53,27 @@ def into_nowhere(settings, overrides):
         folders["manifest_folder"] = str(nowhere / "manifests")
         if os.path.isdir(there):
             shutil.copytree(there, folders["manifest_folder"])
+        # Called before the folder is removed: the last that is registered is the first.
+        found = pathlib.Path(folders["manifest_folder"], MEMORY)
+        atexit.register(_keep, found, pathlib.Path(there).absolute() / MEMORY)
     if isinstance(overrides, dict):
         return {**overrides, **folders}
     lines = (overrides or "").splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in folders]
     return "\n".join(kept + [f"{k}: {json.dumps(v)}" for k, v in folders.items()])
+
+
+def _keep(found, kept):
+    """Bring what is known of recordings to its place, if it is new."""
+    if not found.exists():
+        return
+    data = found.read_bytes()
+    # Where nothing can be written, it is not remembered.
+    with contextlib.suppress(PermissionError):
+        if not kept.exists() or kept.read_bytes() != data:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_open(kept, "wb") as file:
+                file.write(data)
 
 
 def measure(brain, hparams, datasets, train_options, valid_options):
@@ -126,6 +147,7 @@ def _time_training(brain, loader, workers):
     brain.failure = None
     brain.on_fit_start()
     brain.on_stage_start(sb.Stage.TRAIN, 1)
+    brain.progress.shown = False  # what is measured is no epoch
     brain.modules.train()
     sampler = brain.train_sampler
     sizes = [_padded(sampler, u) for u in range(sampler.num_updates)]
@@ -140,8 +162,12 @@ def _time_training(brain, loader, workers):
         if number >= WARM_UP or number == len(chosen) - 1:
             seconds, size = seconds + spent, size + sizes[update]
     # The largest, which may not be among them, decides what memory is needed.
-    largest = max(range(len(sampler)), key=partial(_padded_pass, sampler))
+    silence = getattr(brain.hparams, "insert_silence", None)
+    more = silence.seconds if silence and silence.probability else 0.0
+    largest = max(range(len(sampler)), key=partial(_padded_pass, sampler, more=more))
     brain.step = largest + 1
+    if silence:
+        silence.longest = True
     brain.fit_batch(_load(loader, sampler[largest].indices)[0])
     return seconds * sum(sizes) / size
 
@@ -200,12 +226,12 @@ def _padded(sampler, update):
     return sum(_padded_pass(sampler, n) for n in passes)
 
 
-def _padded_pass(sampler, number):
-    """The same of one pass of an update."""
+def _padded_pass(sampler, number, more=0.0):
+    """The same of one pass of an update, whose utterances are each so much longer."""
     part = sampler[number]
     if not part.counts:
         return 0.0
-    return len(part.indices) * max(sampler.sizes[i] for i in part.indices)
+    return len(part.indices) * (max(sampler.sizes[i] for i in part.indices) + more)
 
 
 def _spread(total, wanted):

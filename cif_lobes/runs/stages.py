@@ -51,6 +51,7 @@ from cif_lobes.storage.run_files import (
     keep_tokenizer,
     kept_tokenizer,
 )
+from cif_lobes.training.memory import explain_memory
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +143,10 @@ def fit_tokenizer(hparams, manifest):
     """Make or load the vocabulary of a training manifest; keep it in the run folder."""
     tokenizer = hparams["tokenizer"]
     # Shared by the rows of a corpus on purpose, and with a teacher's cache; by two corpora
-    # perhaps not.
+    # perhaps not. Where it is known which texts it was made from, `fit` says more.
     shared = hparams.get("teacher_cache") or hparams.get("dry_run")
-    if tokenizer.path.exists() and not kept_tokenizer(hparams).exists() and not shared:
+    shared = shared or kept_tokenizer(hparams).exists() or tokenizer.texts_file.exists()
+    if tokenizer.path.exists() and not shared:
         print(
             f"vocabulary: {tokenizer.path}, which is there already. For one of these "
             "transcripts give another --manifest_folder"
@@ -277,7 +279,8 @@ def fit_tokens(brain, hparams_file, hparams, sets):
 def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_options):
     """Train on whatever the DataLoaders of these options give; see `fit`."""
     if hparams.get("dry_run"):
-        measure(brain, hparams, datasets, train_options, valid_options)
+        with explain_memory(brain):
+            measure(brain, hparams, datasets, train_options, valid_options)
         finish()
         sys.exit(0)
     parameters = sum(p.numel() for p in hparams["model"].parameters())
@@ -308,13 +311,14 @@ def fit_batches(brain, hparams_file, hparams, datasets, train_options, valid_opt
     elif not is_done(hparams, settings, updates):
         brain.on_recovered = begin
     try:
-        brain.fit(
-            hparams["epoch_counter"],
-            datasets["train"],
-            datasets["valid"],
-            train_loader_kwargs=train_options,
-            valid_loader_kwargs=valid_options,
-        )
+        with explain_memory(brain):
+            brain.fit(
+                hparams["epoch_counter"],
+                datasets["train"],
+                datasets["valid"],
+                train_loader_kwargs=train_options,
+                valid_loader_kwargs=valid_options,
+            )
     except KeyboardInterrupt:
         saved = "saved" if brain.stopped else "not saved again"
         exit_to_resume(f"stopped; {saved} in {hparams['save_folder']}. Go on with")

@@ -73,6 +73,7 @@ class InsertSilence(nn.Module):
         self.seconds = seconds
         self.probability = probability
         self.lowest_db, self.highest_db = lowest_db, highest_db
+        self.longest = False  # True: as much as may be, in every batch
 
     def forward(self, waves, lengths):
         """Lengthen a padded batch.
@@ -89,7 +90,7 @@ class InsertSilence(nn.Module):
             S, by which each utterance is longer; 0 where the batch is left as it is.
         """
         # What decides the size is drawn on the CPU: nothing waits for a GPU.
-        draw = torch.rand(2).tolist()
+        draw = (0.0, 1.0) if self.longest else torch.rand(2).tolist()
         added = round(draw[1] * self.seconds * self.sample_rate)
         if draw[0] >= self.probability or added == 0:
             return waves, 0

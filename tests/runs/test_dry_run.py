@@ -1,4 +1,4 @@
-"""--dry_run: an estimate near the truth, and nothing on disk."""
+"""--dry_run: an estimate near the truth, and nothing on disk but what was decoded."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import os
 import pytest
 from conftest import epochs, tiny_arguments, train
 
-from cif_lobes.runs.dry_run import _spread, into_nowhere
+from cif_lobes.runs.dry_run import _keep, _spread, into_nowhere
 
 
 def seen(folder):
@@ -19,11 +19,13 @@ def test_it_says_what_a_training_takes_and_writes_nothing(corpus, tmp_path):
     arguments = tiny_arguments(corpus, tmp_path, number_of_epochs=2, batch_seconds=2)
     before = seen(tmp_path)
     done = train([*arguments, "--dry_run"])
-    assert seen(tmp_path) == before
+    known = tmp_path / "manifests/decoded.txt"
+    assert seen(tmp_path) == sorted([*before, str(known.parent), str(known)])
+    assert "files of 0.0 h decoded" in done.stdout
     assert "dry run on cpu, from 10 of" in done.stdout
     assert "frames of the encoder" in done.stdout
     words = done.stdout.split("an epoch")[1].split()
-    train(arguments)
+    assert "decoded in" not in train(arguments).stdout
     rows = [
         json.loads(x) for x in (tmp_path / "run/epochs.jsonl").read_text().splitlines()
     ]
@@ -43,6 +45,19 @@ def test_mistakes_are_found(corpus, tmp_path):
     done = train([*arguments, "--dry_run"], check=False)
     assert done.returncode == 1 and "none.csv does not exist" in done.stderr
     assert not seen(tmp_path)
+
+
+def test_what_was_decoded_is_kept(tmp_path):
+    """Of the folder that is removed; a file that says the same is left as it is."""
+    found, kept = tmp_path / "decoded.txt", tmp_path / "manifests/decoded.txt"
+    _keep(found, kept)
+    assert not kept.parent.exists()
+    found.write_text("a.wav")
+    _keep(found, kept)
+    assert kept.read_text() == "a.wav"
+    stamp = os.stat(kept).st_mtime_ns
+    _keep(found, kept)
+    assert os.stat(kept).st_mtime_ns == stamp
 
 
 def test_folders_are_others(tmp_path, monkeypatch):

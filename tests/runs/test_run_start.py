@@ -97,20 +97,38 @@ def test_a_refused_start_and_one_with_nothing_left_to_train_change_nothing(
     assert now == was
 
 
+def fit_units(folder, texts, run, **settings):
+    """Make or take the vocabulary that is in a folder, for a run."""
+    rows = [f"u{n},1.0,{__file__},s,{text}\n" for n, text in enumerate(texts)]
+    manifest = folder / f"{''.join(texts)}.csv"
+    manifest.write_text("".join(["ID,duration,wav,spk_id,wrd\n", *rows]))
+    (folder / run).mkdir(exist_ok=True)
+    tokenizer = CharTokenizer(folder / "chars_6.txt", 6, "zh")
+    paths = {"tokenizer": tokenizer, "output_folder": folder / run}
+    fit_tokenizer({**paths, **settings}, manifest)
+
+
 def test_a_vocabulary_that_was_there_is_said_once(tmp_path, capsys):
-    """Two corpora in one manifest_folder share one, which may not be meant."""
-    manifest = tmp_path / "train.csv"
-    manifest.write_text(f"ID,duration,wav,spk_id,wrd\na,1.0,{__file__},s,甲乙\n")
+    """Made before it was kept from which texts: nobody knows whether it is meant."""
     told = []
-    for folder in ("first", "second", "second"):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        hparams = {
-            "tokenizer": CharTokenizer(tmp_path / "chars_6.txt", 6, "zh"),
-            "output_folder": tmp_path / folder,
-        }
-        fit_tokenizer(hparams, manifest)
+    for run in ("first", "second", "second"):
+        fit_units(tmp_path, ["甲乙"], run)
         told.append("which is there already" in capsys.readouterr().out)
+        (tmp_path / "chars_6.txt.texts").unlink(missing_ok=True)
     assert told == [False, True, False]
+
+
+@pytest.mark.parametrize("settings", [{}, {"teacher_cache": "bert.h5"}])
+def test_a_vocabulary_of_other_texts_is_told(tmp_path, capsys, caplog, settings):
+    """With a teacher, too; rows of the same texts, in any order, are not."""
+    texts, others = ["甲乙", "乙"], ["甲乙", "乙甲"]
+    told = []
+    for run, given in enumerate([texts, texts[::-1], others, texts]):
+        fit_units(tmp_path, given, str(run), **settings)
+        told.append("was made from other texts" in caplog.text)
+        caplog.clear()
+    assert told == [False, False, True, False]
+    assert "already" not in capsys.readouterr().out
 
 
 def test_nothing_appears_in_the_working_directory(tmp_path, corpus):

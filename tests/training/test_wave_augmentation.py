@@ -70,6 +70,14 @@ def test_a_share_of_batches(batch):
     assert 40 < longer < 80
 
 
+@pytest.mark.parametrize("probability, added", [(0.01, 2 * RATE), (0.0, 0)])
+def test_the_longest_of_all(batch, probability, added):
+    """By which a dry run measures memory."""
+    silence = InsertSilence(RATE, 2.0, probability)
+    silence.longest = True
+    assert silence(*batch)[1] == added
+
+
 def test_an_utterance_of_zeros_stays_finite():
     waves, lengths = torch.zeros(2, 30), torch.tensor([30, 1])
     for _ in range(5):
