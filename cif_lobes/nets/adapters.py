@@ -52,6 +52,9 @@ class LinearAdapter(nn.Module):
 class TransformerAdapter(nn.Module):
     """A small Transformer encoder between two linear layers, as X-LLM has a BERT.
 
+    The last layer reads the CIF vectors beside the encoder's states, so that what a linear
+    map can do need not pass through an encoder that knows nothing yet.
+
     Arguments
     ---------
     input_size, output_size : int
@@ -86,7 +89,7 @@ class TransformerAdapter(nn.Module):
         self.layers = nn.TransformerEncoder(
             layer, num_layers, nn.LayerNorm(d_model), enable_nested_tensor=False
         )
-        self.leave = nn.Linear(d_model, output_size)
+        self.leave = nn.Linear(input_size + d_model, output_size)
 
     def start_like(self, embeddings):
         """Begin with outputs as large as a language model's embeddings [V, H]."""
@@ -114,4 +117,4 @@ class TransformerAdapter(nn.Module):
         padding_mask = places >= lengths[:, None].clamp(min=1)
         x = self.enter(vectors) + self.positions.pe[:, : vectors.shape[1]]
         x = self.layers(x, src_key_padding_mask=padding_mask)
-        return self.leave(x)[:, :steps]
+        return self.leave(torch.cat([vectors, x], dim=-1))[:, :steps]

@@ -21,6 +21,7 @@ from cif_lobes.data.batches import (
 )
 from cif_lobes.data.manifest import read_manifest
 from cif_lobes.data.validation import MEMORY, prepare_own_data
+from cif_lobes.data.vocabulary_texts import texts_file
 from cif_lobes.decoding.language_model import loader_options
 from cif_lobes.devices.precision import set_tf32
 from cif_lobes.devices.processes import own_device
@@ -145,7 +146,11 @@ def fit_tokenizer(hparams, manifest):
     # Shared by the rows of a corpus on purpose, and with a teacher's cache; by two corpora
     # perhaps not. Where it is known which texts it was made from, `fit` says more.
     shared = hparams.get("teacher_cache") or hparams.get("dry_run")
-    shared = shared or kept_tokenizer(hparams).exists() or tokenizer.texts_file.exists()
+    shared = (
+        shared
+        or kept_tokenizer(hparams).exists()
+        or texts_file(tokenizer.path).exists()
+    )
     if tokenizer.path.exists() and not shared:
         print(
             f"vocabulary: {tokenizer.path}, which is there already. For one of these "
