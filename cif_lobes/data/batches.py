@@ -214,7 +214,7 @@ def check_tokens(dataset, tokenizer, count_frames, name):
     tokenizer : cif_lobes.data.tokens.Tokenizer
         That of the dataset.
     count_frames : callable
-        From seconds to encoder frames.
+        From a list of seconds to one of encoder frames.
     name : str
         "train" or "valid".
 
@@ -230,11 +230,13 @@ def check_tokens(dataset, tokenizer, count_frames, name):
         unknown to the tokenizer.
     """
     too_long, total, unknown = [], 0, 0
-    for utterance_id, row in dataset.data.items():
+    # All at once: a tensor for each takes ten seconds of a large corpus.
+    frames = count_frames([row["duration"] for row in dataset.data.values()])
+    for (utterance_id, row), room in zip(dataset.data.items(), frames, strict=True):
         tokens = tokenizer.encode(row["wrd"])
         total += len(tokens)
         unknown += tokens.count(tokenizer.unk_index)
-        if len(tokens) + 1 > count_frames(row["duration"]):
+        if len(tokens) + 1 > room:
             too_long.append(utterance_id)
     if unknown > 0.05 * total:
         message = (

@@ -348,7 +348,7 @@ def _fingerprint(splits, limits, max_rejected):
     digest = hashlib.sha256(repr((limits, max_rejected)).encode())
     with ThreadPoolExecutor() as pool:
         for split, utterances in splits.items():
-            stamps = pool.map(_stamp, [u.wav for u in utterances])
+            stamps = pool.map(_size_and_time, [u.wav for u in utterances])
             for u, stamp in zip(utterances, stamps, strict=True):
                 # Normalised, so that a change of the rules makes the manifests again.
                 text = u.wrd and normalize(u.wrd, limits.language)
@@ -358,7 +358,10 @@ def _fingerprint(splits, limits, max_rejected):
     return digest.hexdigest()
 
 
-def _stamp(wav):
+def _size_and_time(wav):
     """Size in bytes and time of change of a file, None if it is missing."""
-    if os.path.exists(wav):
-        return os.path.getsize(wav), os.path.getmtime(wav)
+    try:
+        status = os.stat(wav)  # once: 281,241 files may lie on a slow disk
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime

@@ -196,7 +196,7 @@ def _frames_to_a_token(brain, hparams, dataset):
     rows = list(dataset.data.values())
     rows = [rows[n] for n in _spread(len(rows), 1000)]
     tokens = sum(len(hparams["tokenizer"].encode(row["wrd"])) + 1 for row in rows)
-    return sum(brain.count_frames(row["duration"]) for row in rows) / tokens
+    return sum(brain.count_frames([row["duration"] for row in rows])) / tokens
 
 
 def _load(loader, indices):

@@ -150,9 +150,9 @@ class RecognizerBrain(TrainingBrain):
         logger.info(f"average of {len(epochs)} checkpoints, epochs {epochs}")
 
     def count_frames(self, seconds):
-        """Encoder frames of an utterance of this many seconds."""
-        samples = torch.tensor(int(seconds * self.hparams.sample_rate))
-        return int(self.output_lengths(samples))
+        """Encoder frames of utterances of so many seconds, both lists."""
+        samples = torch.tensor(seconds, dtype=torch.float64) * self.hparams.sample_rate
+        return self.output_lengths(samples.long()).tolist()
 
     def option(self, name):
         """A setting of the yaml that may be absent or null."""

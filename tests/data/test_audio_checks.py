@@ -120,3 +120,19 @@ def test_a_file_of_many_stretches_is_decoded_once(tmp_path, files, decoded):
     kept = validation.prepare_splits({"train": rows}, tmp_path / "save", Limits("en"))
     assert [u.duration for u in kept["train"]] == [0.5, 0.5]
     assert decoded == ["good.flac"]
+
+
+def test_a_start_looks_at_each_file_once(tmp_path, files, monkeypatch):
+    """Where nothing has changed: a large corpus may lie on a slow disk."""
+    rows = {"train": [Utterance(wav, None, wav, "", "hi") for wav in files]}
+    stat, looked = os.stat, []
+
+    def count(path, **kwargs):
+        looked.append(path)
+        return stat(path, **kwargs)
+
+    limits, folder = Limits("en", check_audio="header"), tmp_path / "save"
+    assert validation.prepare_splits(rows, folder, limits, 0.9)
+    monkeypatch.setattr(os, "stat", count)
+    assert validation.prepare_splits(rows, folder, limits, 0.9) == {}
+    assert sorted(path for path in looked if path in files) == sorted(files)

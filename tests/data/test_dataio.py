@@ -117,10 +117,30 @@ def test_evaluation_batches_hold_every_utterance_once(tones):
     assert sorted(i for b in sampler for i in b) == list(range(40))
 
 
+def room(frames):
+    """An encoder that gives every utterance so many."""
+    return lambda seconds: [frames] * len(seconds)
+
+
+def test_frames_of_all_utterances_are_counted_at_once(tones):
+    dataset, tokenizer = tones
+    rows, asked = dataset.data, []
+    durations = [row["duration"] for row in rows.values()]
+
+    def count(seconds):
+        asked.append(seconds)
+        return [10 * s for s in seconds]
+
+    crowded = check_tokens(dataset, tokenizer, count, "train")
+    assert asked == [durations]
+    few = [i for i, row in rows.items() if len(row["wrd"]) + 1 > 10 * row["duration"]]
+    assert crowded == few
+
+
 def test_more_tokens_than_frames_are_reported(tones, caplog):
     dataset, tokenizer = tones
-    assert check_tokens(dataset, tokenizer, lambda seconds: 100, "train") == []
-    crowded = check_tokens(dataset, tokenizer, lambda seconds: 4, "train")
+    assert check_tokens(dataset, tokenizer, room(100), "train") == []
+    crowded = check_tokens(dataset, tokenizer, room(4), "train")
     expected = [i for i, row in dataset.data.items() if len(row["wrd"]) + 1 > 4]
     assert crowded == expected and crowded
     assert f"first {crowded[0]}" in caplog.text
@@ -132,7 +152,7 @@ def test_a_tokenizer_of_another_text_is_refused(tones, tmp_path, name):
     with pytest.raises(
         ValueError, match="tokens are unknown to .*made from other text"
     ):
-        check_tokens(tones[0], other, lambda seconds: 100, name)
+        check_tokens(tones[0], other, room(100), name)
 
 
 def test_validation_may_have_words_that_training_has_not(tones, tmp_path, caplog):
@@ -144,7 +164,7 @@ def test_validation_may_have_words_that_training_has_not(tones, tmp_path, caplog
     text = "".join(texts).lower()
     share = sum(fewer.encode(t).count(fewer.unk_index) for t in texts) / len(text)
     assert 0.05 < share < 0.5
-    check_tokens(dataset, fewer, lambda seconds: 100, "valid")
+    check_tokens(dataset, fewer, room(100), "valid")
     assert "the training text does not have them" in caplog.text
     with pytest.raises(ValueError, match="made from other text"):
-        check_tokens(dataset, fewer, lambda seconds: 100, "train")
+        check_tokens(dataset, fewer, room(100), "train")
