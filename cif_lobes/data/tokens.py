@@ -8,15 +8,13 @@ CTC blank, the begin and the end of a sentence, and the unknown token.
 import collections
 import hashlib
 import io
-import logging
 import pathlib
 import re
 
 from cif_lobes.data.formats import not_utf8
 from cif_lobes.data.text import normalize
-from cif_lobes.storage.atomic_files import atomic_open, write_atomically
-
-logger = logging.getLogger(__name__)
+from cif_lobes.data.text_origin import compare_origin, keep_origin
+from cif_lobes.storage.atomic_files import atomic_open
 
 BLANK, BOS, EOS, UNK = range(4)
 SPACE = "\u2581"  # SentencePiece's mark of a space before a word
@@ -68,22 +66,11 @@ class Tokenizer:
             vocabulary = self._train(texts)
             with atomic_open(self.path, "wb") as file:
                 file.write(vocabulary)
-            write_atomically(self.texts_file, f"{_hash(texts)}\n")
-        elif self.texts_file.exists():
-            made_from = self.texts_file.read_text(encoding="utf-8").strip()
-            if made_from != _hash(self.normalize(t) for t in texts):
-                logger.warning(
-                    f"vocabulary {self.path} was made from other texts than those of this "
-                    "training set. For one of these transcripts give another "
-                    "--manifest_folder; caches of teachers are made again with it"
-                )
+            keep_origin(self.path, texts)
+        else:
+            compare_origin(self.path, (self.normalize(t) for t in texts))
         self._load_once()
         return self
-
-    @property
-    def texts_file(self):
-        """Beside the vocabulary: hash of the texts that it was made from."""
-        return self.path.with_name(f"{self.path.name}.texts")
 
     def normalize(self, text):
         """The text that is recognised and scored."""
@@ -409,11 +396,3 @@ def _most_frequent(symbols, vocab_size):
     counts = collections.Counter(symbols)
     ranked = sorted(counts, key=lambda s: (-counts[s], s))
     return "".join(f"{s}\n" for s in ranked[: vocab_size - len(SPECIALS)]).encode()
-
-
-def _hash(texts):
-    """The same for the same texts in any order, however often each is there."""
-    digest = hashlib.sha256()
-    for text in sorted(set(texts)):
-        digest.update(f"{text}\n".encode())
-    return digest.hexdigest()[:16]

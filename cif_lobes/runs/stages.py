@@ -20,6 +20,7 @@ from cif_lobes.data.batches import (
     train_loader_options,
 )
 from cif_lobes.data.manifest import read_manifest
+from cif_lobes.data.text_origin import origin_file
 from cif_lobes.data.validation import MEMORY, prepare_own_data
 from cif_lobes.decoding.language_model import loader_options
 from cif_lobes.devices.precision import set_tf32
@@ -128,9 +129,9 @@ def fit_tokenizer(hparams, manifest):
     tokenizer = hparams["tokenizer"]
     # Shared by the rows of a corpus on purpose, and with a teacher's cache; by two corpora
     # perhaps not. Where it is known which texts it was made from, `fit` says more.
+    known = kept_tokenizer(hparams).exists() or origin_file(tokenizer.path).exists()
     shared = hparams.get("teacher_cache") or hparams.get("dry_run")
-    shared = shared or kept_tokenizer(hparams).exists() or tokenizer.texts_file.exists()
-    if tokenizer.path.exists() and not shared:
+    if tokenizer.path.exists() and not known and not shared:
         print(
             f"vocabulary: {tokenizer.path}, which is there already. For one of these "
             "transcripts give another --manifest_folder"
