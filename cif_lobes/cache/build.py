@@ -33,7 +33,11 @@ class TeacherStates:
     parts = None  # names of the parts that the states of a key fall into
 
     def __init__(self, hparams):
-        self.hparams = hparams
+        self.hparams, self.cache = hparams, None
+
+    def opened(self):
+        """The cache, opened now unless it was before."""
+        return TeacherCache(self.hparams["cache"]) if self.cache is None else self.cache
 
     def announce(self, rows):
         """Before the first state is computed of `plan`'s rows: how much it will be."""
@@ -128,7 +132,7 @@ def write(states, rows, writer):
 
 def inspect(states):
     """Print what a cache holds; the teacher is not loaded."""
-    cache = TeacherCache(states.hparams["cache"])
+    cache = states.opened()
     print("\n".join(states.describe(cache)))
 
 
@@ -140,7 +144,7 @@ def verify(states):
     ValueError
         With all that does not fit.
     """
-    cache = TeacherCache(states.hparams["cache"])
+    cache = states.opened()
     states.load()
     states.check(cache)
     sample = random.sample(list(states.keys), min(states.sample, len(states.keys)))

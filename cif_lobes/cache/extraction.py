@@ -38,11 +38,14 @@ def run(verb, hparams_file, run_opts, overrides):
     dry_run = run_opts is not None and run_opts.get("dry_run")
     if dry_run and verb != "build":
         raise ValueError(f"--dry_run is of build, {verb} writes nothing anyway")
-    if verb != "build":
-        # One that is not there is said before a corpus is decoded for it.
-        TeacherCache(hparams["cache"])
-        hparams["listing"] = None  # which is the build's
     if dry_run:
         estimate(kind, hparams)
-    else:
+    elif verb == "build":
         VERBS[verb](kind(hparams))
+    else:
+        # One that is not there is said before a corpus is decoded for it.
+        cache = TeacherCache(hparams["cache"])
+        hparams["listing"] = None  # which is the build's
+        states = kind(hparams)
+        states.cache = cache
+        VERBS[verb](states)

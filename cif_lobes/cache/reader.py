@@ -93,7 +93,7 @@ class TeacherCache:
         # All that h5py raises, depending on which of HDF5's structures is damaged.
         except (KeyError, RuntimeError, ValueError) as error:
             raise OSError(
-                f"teacher cache {self.path} is damaged ({error}), say by a bad disk or "
+                f"cache {self.path} is damaged ({error}), say by a bad disk or "
                 "an interrupted copy. Copy it again, or build it again: "
                 f"{BUILD_COMMAND} --overwrite True"
             ) from error
@@ -105,14 +105,14 @@ class TeacherCache:
             version = self.attributes.get("format_version")
             if version != FORMAT_VERSION:
                 raise OSError(
-                    f"teacher cache {self.path} has format_version {version}, this "
+                    f"cache {self.path} has format_version {version}, this "
                     f"program reads {FORMAT_VERSION}: made by something else, or by "
                     "another version (1 had no checksums, so that damage went "
                     f"unnoticed). Run: {self.build_command} --overwrite True"
                 )
             if seal is None:
                 raise OSError(
-                    f"teacher cache {self.path} has no seal: an unfinished build was "
+                    f"cache {self.path} has no seal: an unfinished build was "
                     f"renamed, or its beginning is damaged. Copy it again, or run: "
                     f"{self.build_command} --overwrite True"
                 )
@@ -145,7 +145,7 @@ class TeacherCache:
         )
         if states is None:
             raise OSError(
-                f"teacher cache {self.path}: the states of {utt_id} are not those that "
+                f"cache {self.path}: the states of {utt_id} are not those that "
                 "were written (their checksum differs), say by a bad disk or an "
                 "interrupted copy. Copy it again, or build it again: "
                 f"{self.build_command} --overwrite True"
@@ -342,7 +342,7 @@ def open_hdf5(path):
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         raise OSError(
-            f"teacher cache {path} cannot be read ({error}): it is no HDF5 file, or "
+            f"cache {path} cannot be read ({error}): it is no HDF5 file, or "
             "was truncated, say by an interrupted copy. Copy it or build it again"
         ) from error
 

@@ -301,6 +301,13 @@ def train_loader_options(
             f"training utterance, {longest} of {max(durations):.1f} s: raise it if the "
             "device's memory allows, or cut the utterance"
         )
+    alone = sum(duration > batch_seconds for duration in durations)
+    if alone:
+        logger.warning(
+            f"batch_seconds {batch_seconds:g} is less than {alone:,} of {len(durations):,} "
+            f"training utterances, the longest {longest} of {max(durations):.1f} s: each of "
+            "them is an update of its own. Raise it, or cut them"
+        )
     sampler = DynamicBatchSampler(
         dataset,
         batch_seconds,

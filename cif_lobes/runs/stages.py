@@ -145,13 +145,9 @@ def fit_tokenizer(hparams, manifest):
     tokenizer = hparams["tokenizer"]
     # Shared by the rows of a corpus on purpose, and with a teacher's cache; by two corpora
     # perhaps not. Where it is known which texts it was made from, `fit` says more.
+    known = kept_tokenizer(hparams).exists() or texts_file(tokenizer.path).exists()
     shared = hparams.get("teacher_cache") or hparams.get("dry_run")
-    shared = (
-        shared
-        or kept_tokenizer(hparams).exists()
-        or texts_file(tokenizer.path).exists()
-    )
-    if tokenizer.path.exists() and not shared:
+    if tokenizer.path.exists() and not known and not shared:
         print(
             f"vocabulary: {tokenizer.path}, which is there already. For one of these "
             "transcripts give another --manifest_folder"

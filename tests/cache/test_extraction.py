@@ -220,6 +220,17 @@ def test_inspect_shows_what_the_states_are_worth(folder, capsys, layer):
     assert layer == [0, 3] or "collapsed" not in shown
 
 
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_the_index_is_read_once(folder, monkeypatch, verb):
+    run(folder)
+    read, times = TeacherCache._read_index, []
+    monkeypatch.setattr(
+        TeacherCache, "_read_index", lambda cache: times.append(1) or read(cache)
+    )
+    run(folder, verb)
+    assert len(times) == 1
+
+
 def test_inspect_says_what_regression_costs_without_learning(folder, capsys):
     """The printed variance is the l2 loss of a student that says the mean."""
     run(folder, layer=[0, 3])

@@ -112,6 +112,20 @@ def test_a_limit_below_the_longest_utterance(tones):
         train_loader_options(tones[0], 4.0, 0.5, 5, "random", 1, 0)
 
 
+def test_utterances_longer_than_an_update_are_told(tones, caplog):
+    """They are updates of their own, as they were."""
+    dataset, _ = tones
+    durations = [row["duration"] for row in dataset.data.values()]
+    for limit in (max(durations), sorted(durations)[-6]):
+        caplog.clear()
+        options = train_loader_options(dataset, limit, 4.0, 5, "random", 1, 0)
+        longer = [i for i, seconds in enumerate(durations) if seconds > limit]
+        told = f"less than {len(longer)} of 40 training utterances" in caplog.text
+        assert told == bool(longer)
+        assert {(i,) for i in longer} <= {tuple(b) for b in options["batch_sampler"]}
+    assert longer
+
+
 def test_evaluation_batches_hold_every_utterance_once(tones):
     sampler = eval_loader_options(tones[0], 0.5, 0)["batch_sampler"]
     assert sorted(i for b in sampler for i in b) == list(range(40))
