@@ -18,7 +18,8 @@ def write_progress(brain, path):
     path : str
     """
     progress = {name: getattr(brain, name) for name in PROGRESS}
-    progress["updates_of_an_epoch"] = brain.train_sampler.num_updates
+    if brain.train_sampler is not None:  # else nothing has been trained in this process
+        progress["updates_of_an_epoch"] = brain.train_sampler.num_updates
     with open(path, "w", encoding="utf-8") as file:
         json.dump(progress, file)
 

@@ -59,6 +59,8 @@ def test_what_is_frozen_is_where_the_training_is(
 
     gpus.setenv("LOCAL_RANK", "2")
     gpus.setattr(stages, "ddp_init_group", lambda run_opts: None)
+    # It would change what all of pytest's process logs.
+    gpus.setattr(stages.sb, "create_experiment_directory", lambda folder: None)
     gpus.setattr(kind, "FrozenRecognizer", ask)
     path = ROOT / f"recipes/MiniSpeech/hparams/{yaml}.yaml"
     settings = {

@@ -37,7 +37,7 @@ def arguments(corpus, folder, trained, llm, **changes):
         "number_of_epochs": 12,
         "batch_seconds": 4,
         "device_batch_seconds": 10,
-        "lr": 1e-2,
+        "lr": 3e-2,
         "num_workers": 0,
         "beam_size": 2,
         "device": "cpu",

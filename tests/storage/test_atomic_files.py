@@ -169,16 +169,20 @@ def test_a_training_on_a_full_disk_ends_with_one_message(tmp_path, monkeypatch):
         "save_folder": tmp_path,
     }
     hparams |= {"checkpointer": types.SimpleNamespace(list_checkpoints=list)}
-    hparams["overrides"] = ""
-    monkeypatch.setattr(stages, "keep_settings", lambda *_: None)
+    hparams |= {"overrides": "", "output_folder": tmp_path / "run"}
+    (tmp_path / "cif.yaml").write_text("seed: 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "check_parameters", lambda *_: None)
+    monkeypatch.setattr(stages, "is_done", lambda *_: False)
 
     def fit(*_, **__):
         raise DiskFull("no room to write in here")
 
     brain = types.SimpleNamespace(test_only=False, device="cpu", fit=fit)
     data = {"train": [], "valid": []}
+    options = {"batch_sampler": types.SimpleNamespace(num_updates=1)}
     with pytest.raises(SystemExit) as stop:
-        stages.fit_batches(brain, "cif.yaml", hparams, data, {}, {})
+        stages.fit_batches(brain, "cif.yaml", hparams, data, options, {})
     assert stop.value.code.startswith("stopped: no room to write in here")
     assert "python train.py cif.yaml" in stop.value.code
 
