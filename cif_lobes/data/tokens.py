@@ -60,15 +60,15 @@ class Tokenizer:
         ValueError
             If the vocabulary in the file has more than vocab_size symbols.
         """
-        texts = [self.normalize(t) for t in texts]
         if not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            texts = [self.normalize(t) for t in texts]
             vocabulary = self._train(texts)
             with atomic_open(self.path, "wb") as file:
                 file.write(vocabulary)
             note_texts(self.path, texts)
         else:
-            compare_texts(self.path, texts)
+            compare_texts(self.path, map(self.normalize, texts))
         self._load_once()
         return self
 

@@ -34,8 +34,7 @@ from cif_lobes.storage.run_files import LLM_NOTE
 
 PARAMETERS, RECOGNIZER = "adapter.safetensors", "recognizer"  # of an export
 OTHERS = (*LORA, "max_seconds")  # the latter of an export, the former not of all
-WRITING = ("adapter", "llm", "llm_dtype", "prompt", "chat", "random_llm", "seed")
-WRITING += ("beam_size",)
+WRITING = "adapter llm llm_dtype prompt chat random_llm seed beam_size".split()
 
 HEADER = """\
 # CIF vectors into a language model, average of epochs {epochs}. Needs the package cif_lobes,

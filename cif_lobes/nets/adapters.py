@@ -13,8 +13,8 @@ from cif_lobes.nets.decoder import MAX_TOKENS
 def start_small(layer, spread):
     """Let a last layer's outputs begin with the standard deviation of embeddings.
 
-    As PyTorch begins them they are thirty times as large as those of many language models,
-    whose layers then hardly move them.
+    As PyTorch begins them they are several times as large (four times SmolLM2's), and a
+    language model's layers, which add to them, hardly move them.
 
     Arguments
     ---------

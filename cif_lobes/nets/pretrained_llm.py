@@ -1,5 +1,6 @@
 """A causal language model and its tokenizer, as they were published."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -37,23 +38,32 @@ def load_llm(source, dtype="float32", random=None):
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    try:
+    with _explain(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)
-        if getattr(config, "quantization_config", None):
-            raise _Quantized
-        dtype = getattr(torch, dtype)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"llm {source}: its tokenizer has no end of sentence")
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"llm {source}: its weights are quantized, and gradients have to pass through "
+            "them. Give the model that it was made from, with --llm_dtype bfloat16"
+        )
+    dtype = getattr(torch, dtype)
+    with _explain(source):
         if random is None:
             lm = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
         else:
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(random)
                 lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except _Quantized:
-        raise ValueError(
-            f"llm {source}: its weights are quantized, and gradients have to pass through "
-            "them. Give the model that it was made from, with --llm_dtype bfloat16"
-        ) from None
+    return lm.requires_grad_(False).eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _explain(source):
+    """Say what is missing where transformers does not find or know a model."""
+    try:
+        yield
     except (OSError, ValueError, ImportError) as error:
         lacks = "folder lacks a causal language model and its tokenizer"
         if not pathlib.Path(source).is_dir():
@@ -62,13 +72,6 @@ def load_llm(source, dtype="float32", random=None):
             f"llm {source}: {lacks} ({str(error).strip().splitlines()[0]}). Where there is "
             "no network, give the folder of one that was downloaded"
         ) from None
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"llm {source}: its tokenizer has no end of sentence")
-    return lm.requires_grad_(False).eval(), tokenizer
-
-
-class _Quantized(Exception):
-    """What `load_llm` found."""
 
 
 def render(tokenizer, prompt, source):

@@ -28,6 +28,8 @@ def run(hparams_file, run_opts, overrides, prepare):
     """
     hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
     brain = make_brain(hparams, run_opts)
+    # Checkpoints, if there are any, are loaded later.
+    hparams["adapter"].start_like(brain.llm.embed.weight)
     run_on_main(keep_tokenizer, args=[hparams])
     datasets = make_datasets(hparams, manifests)
     fit(brain, hparams_file, hparams, datasets)
@@ -77,8 +79,6 @@ def make_brain(hparams, run_opts):
             raise ValueError(
                 f"{name} is {ours}, that of the model is {theirs}: --{name} {theirs}"
             )
-    # Checkpoints, if there are any, are loaded later.
-    hparams["adapter"].start_like(llm.embed.weight)
     run_on_main(keep_identity, args=[hparams, llm, lora, recognizer])
     return assemble(
         SpeechLLMBrain,

@@ -6,9 +6,8 @@ import pathlib
 from cif_lobes.runs.resume import remedy
 from cif_lobes.storage.atomic_files import write_atomically
 
-NOTE = (
-    "teacher.json"  # of a run folder: the teacher's name, and what decides its states
-)
+# Of a run folder: the teacher's name, and what decides its states.
+NOTE = "teacher.json"
 
 
 def meet_teacher(hparams, source, identity):

@@ -224,7 +224,7 @@ def test_bfloat16_weights(tmp_path):
 
 
 def test_loss_and_its_gradient_with_few_rows_of_logits(llm):
-    """Only where something is said: as by the whole matrix."""
+    """Nothing of it reaches padding."""
     torch.manual_seed(0)
     speech = torch.randn(3, 4, 32).requires_grad_()
     loss, *_ = llm(speech, torch.tensor([4, 1, 2]), ["abcd", "", "b"])
