@@ -166,8 +166,9 @@ def _time_training(brain, loader, workers):
     more = silence.seconds if silence and silence.probability else 0.0
     largest = max(range(len(sampler)), key=partial(_padded_pass, sampler, more=more))
     brain.step = largest + 1
-    if silence:
-        silence.longest = True
+    for part in (silence, getattr(brain.hparams, "speed_perturb", None)):
+        if part:
+            part.longest = True
     brain.fit_batch(_load(loader, sampler[largest].indices)[0])
     return seconds * sum(sizes) / size
 

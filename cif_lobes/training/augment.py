@@ -9,16 +9,23 @@ class SpeedPerturb(time_domain.SpeedPerturb):
     """SpeechBrain's, on the device of the waveforms.
 
     Without a device it takes them to the CPU and back, even at 100 %.
+
+    Attributes
+    ----------
+    longest : bool
+        The lowest of `speeds` in every batch, of which none can be longer.
     """
+
+    longest = False
 
     def forward(self, waveform):
         """Resample waveforms [B, samples] at one of `speeds`, drawn for all of them."""
-        self.device = waveform.device
-        return super().forward(waveform)
+        return self.resamplers[self.speeds.index(self.draw())](waveform)
 
     def draw(self):
-        """One of `speeds`, as `forward` draws it."""
-        return self.speeds[int(torch.randint(0, len(self.speeds), (1,)))]
+        """One of `speeds`, for a batch."""
+        drawn = self.speeds[int(torch.randint(0, len(self.speeds), (1,)))]
+        return min(self.speeds) if self.longest else drawn
 
 
 class SpecAugment(nn.Module):

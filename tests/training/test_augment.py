@@ -93,3 +93,17 @@ def test_without_masks_nothing_changes():
 def test_speed(speed, samples):
     wave = torch.rand(2, 9000)
     assert SpeedPerturb(16000, speeds=[speed])(wave).shape == (2, samples)
+
+
+def test_the_slowest_speed_is_the_longest_and_draws_as_ever():
+    wave, perturb = torch.rand(1, 9000), SpeedPerturb(16000, speeds=[110, 90, 100])
+    torch.manual_seed(0)
+    sizes = {perturb(wave).shape[1] for _ in range(30)}
+    assert sizes == {8182, 10000, 9000}
+    after = torch.rand(1)
+    perturb.longest = True
+    torch.manual_seed(0)
+    assert {perturb(wave).shape[1] for _ in range(30)} == {10000}
+    assert perturb.draw() == 90
+    torch.manual_seed(0)
+    assert all(perturb(wave) is not None for _ in range(30)) and torch.rand(1) == after

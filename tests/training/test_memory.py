@@ -18,6 +18,7 @@ import os, runpy, sys
 import torch
 from speechbrain import Stage
 from cif_lobes.training.cif import CIFBrain
+from cif_lobes.training.augment import SpeedPerturb
 from cif_lobes.training.wave_augment import InsertSilence
 forward, passes, silences = CIFBrain.compute_forward, [], [0]
 insert = InsertSilence.forward
@@ -26,6 +27,12 @@ def insert_silence(self, waves, lengths):
     silences.append(added)
     return longer, added
 InsertSilence.forward = insert_silence
+perturb, speeds = SpeedPerturb.forward, [0]
+def at_a_speed(self, waves):
+    longer = perturb(self, waves)
+    speeds.append(100 * waves.shape[1] / longer.shape[1])
+    return longer
+SpeedPerturb.forward = at_a_speed
 def compute_forward(self, batch, stage):
     passes.append(stage)
     if len(passes) == FAILS:
@@ -36,7 +43,7 @@ sys.argv = ["train.py", *sys.argv[1:]]
 try:
     runpy.run_path("recipes/AISHELL-1/train.py", run_name="__main__")
 finally:
-    print(f"{max(silences) / 16000} s of silence at most")
+    print(f"{max(silences) / 16000} s of silence at most, {speeds[-1]:.0f} % at last")
 """
 
 
@@ -62,13 +69,14 @@ def test_a_training_ends_with_the_remedy_and_goes_on(corpus, tmp_path):
     assert len(epochs(tmp_path / "run")) == 2
 
 
-def test_a_dry_run_meets_the_longest_silence(corpus, tmp_path):
+def test_a_dry_run_meets_the_longest_silence_at_the_slowest_speed(corpus, tmp_path):
     """And says what did not fit."""
     settings = {"silence_seconds": 4.0, "silence_probability": 0.001}
+    settings["speeds"] = [100, 100, 100, 80, 100, 100, 100]
     arguments = [*tiny_arguments(corpus, tmp_path, **settings), "--dry_run"]
     done = run(arguments, 9999)
     assert done.returncode == 0, done.stderr
-    assert "4.0 s of silence at most" in done.stdout
+    assert "4.0 s of silence at most, 80 % at last" in done.stdout
     done = run(arguments, 1)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "up to 4 s of silence" in done.stderr.strip().splitlines()[-1]
