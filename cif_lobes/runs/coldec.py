@@ -12,6 +12,7 @@ from cif_lobes.decoding.context import RECOGNIZER
 from cif_lobes.runs.coldec_start import start_from_recognizer
 from cif_lobes.runs.ears import open_ears_cache_if_it_serves
 from cif_lobes.runs.stages import assemble, finish, fit_tokens, load_settings
+from cif_lobes.runs.teacher import meet_cached_teacher
 from cif_lobes.storage.atomic_files import write_atomically
 from cif_lobes.storage.run_files import keep_tokenizer
 from cif_lobes.teachers.cif_recognizer import FrozenRecognizer
@@ -35,6 +36,8 @@ def run(hparams_file, run_opts, overrides):
     cache = TeacherCache(hparams["cache"])
     sets = {n: VectorSet(path, tokenizer, cache) for n, path in manifests.items()}
     run_on_main(_keep, args=[hparams, recognizer.weights_hash])
+    if not run_opts.get("test_only"):
+        meet_cached_teacher(hparams, cache)
     # From here on nothing of it is needed: its vectors are on the disk.
     del recognizer
     brain = assemble(ColDecBrain, hparams, run_opts, hparams["modules"])

@@ -41,14 +41,19 @@ def meet_teacher(hparams, source, identity):
     if names:
         changed = (f"{n} {before.get(n)} there, {identity.get(n)} here" for n in names)
         raise ValueError(
-            f"{path.parent} was begun with the teacher {was}, {source} says something "
-            f"else: {'; '.join(changed)}. {remedy(path.parent, hparams)}"
+            f"{path.parent} was begun with states of {was}, these of {source} are others: "
+            f"{'; '.join(changed)}. {remedy(path.parent, hparams)}"
         )
 
 
 def meet_cached_teacher(hparams, cache):
-    """The same, of a `cif_lobes.cache.reader.TeacherCache` that is about to be read."""
-    meet_teacher(hparams, cache.attributes.get("teacher", cache.path), cache.identity)
+    """The same, of a `cif_lobes.cache.reader.TeacherCache` that is about to be read.
+
+    One of CIF vectors names the recogniser that they are of.
+    """
+    names = (cache.attributes.get(name) for name in ("teacher", "recognizer"))
+    source = next((name for name in names if name), cache.path)
+    meet_teacher(hparams, source, cache.identity)
 
 
 def keep_teacher(hparams):

@@ -208,6 +208,20 @@ def test_a_changed_recogniser_is_refused(coldec, run, corpus, tmp_path):
     assert done.returncode and "CIF vectors of another recogniser" in done.stderr
 
 
+def test_other_vectors_of_the_same_recogniser_are_refused(
+    coldec, run, corpus, tmp_path
+):
+    """A run goes on with the masks, and as many copies, as it was begun with."""
+    folder = tmp_path / "coldec"
+    shutil.copytree(coldec / "coldec", folder)
+    changes = {"masked_copies": 3, "number_of_epochs": 13}
+    done = train_coldec(run, corpus, tmp_path, check=False, **changes)
+    assert done.returncode and "Traceback" not in done.stderr
+    assert "masked_copies 2 there, 3 here" in done.stderr
+    assert f"was begun with states of {run}" in done.stderr
+    assert len(epochs(folder)) == 12
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -259,7 +259,7 @@ def test_a_run_keeps_its_teacher(taught, corpus, tmp_path, layer, changes, told)
     other = make_cache(corpus, tmp_path, layer, **changes)
     words = arguments(corpus, tmp_path, other, number_of_epochs=2)
     said = refused(tmp_path / "run", words)
-    assert told in said and f"{tmp_path / 'run'} was begun with the teacher" in said
+    assert told in said and f"{tmp_path / 'run'} was begun with states of" in said
 
 
 def test_a_run_of_before_goes_on_and_notes_its_teacher(
@@ -283,7 +283,7 @@ def test_a_teacher_is_met_again_once_there_is_a_checkpoint(run):
     assert not (run / "teacher.json").exists()  # before the training begins
     keep_teacher(hparams)
     meet_teacher(hparams, ["elsewhere/a", "b"], {"teacher_weights": ["w1", "w2"]})
-    with pytest.raises(ValueError, match="with the teacher .'a', 'b'., c says"):
+    with pytest.raises(ValueError, match="states of .'a', 'b'., these of c are"):
         meet_teacher(hparams, "c", {"teacher_weights": ["w1"]})
     shutil.rmtree(*(run / "save").glob("CKPT*"))
     meet_teacher(hparams, "c", {"teacher_weights": ["w1"]})
