@@ -1,5 +1,6 @@
-"""What a cache would cost, from a few of its batches; nothing is written."""
+"""What a cache would cost, from a few of its batches; it is not written."""
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -9,6 +10,7 @@ import time
 
 from cif_lobes.cache.audio_keys import decoded_of, memory_of
 from cif_lobes.cache.build import count_rows
+from cif_lobes.storage.atomic_files import bring
 from cif_lobes.storage.record import peak_memory
 
 CHUNKS, KEYS = 10, 32  # stretches of the plan that are computed, keys of each
@@ -36,17 +38,14 @@ def estimate(kind, hparams):
     """
     path = pathlib.Path(hparams["cache"])
     with tempfile.TemporaryDirectory(prefix="dry_run_") as nowhere:
-        # What is known of recordings is remembered beside a cache.
         elsewhere = pathlib.Path(nowhere, path.name)
-        for known in memory_of, decoded_of:
-            if os.path.exists(known(path)):
-                shutil.copyfile(known(path), known(elsewhere))
         hparams["cache"], hparams["listing"] = str(elsewhere), None
         tokenizer = hparams.get("tokenizer")
         if tokenizer is not None and not os.path.exists(tokenizer.path):
             # It is made with the first cache, and kept for training.
             tokenizer.path = pathlib.Path(nowhere, pathlib.Path(tokenizer.path).name)
-        states = kind(hparams)
+        with _memories(path, elsewhere):
+            states = kind(hparams)
         states.load()
         rows = states.plan({key: i for i, key in reversed(states.keys.items())})
         seconds = _seconds(states, rows)
@@ -59,6 +58,20 @@ def estimate(kind, hparams):
     }
     _print(found, states, path)
     return found
+
+
+@contextlib.contextmanager
+def _memories(path, elsewhere):
+    """What is known of recordings is remembered beside a cache, and found only once."""
+    memories = [(known(path), known(elsewhere)) for known in (memory_of, decoded_of)]
+    for there, here in memories:
+        if os.path.exists(there):
+            shutil.copyfile(there, here)
+    try:
+        yield
+    finally:
+        for there, here in memories:
+            bring(here, there)
 
 
 def _seconds(states, rows):
@@ -87,7 +100,7 @@ def _print(found, states, path):
     small = "" if free > found["gigabytes"] else ": TOO LITTLE"
     took = datetime.timedelta(seconds=round(found["seconds"]))
     print(
-        f"dry run on {states.hparams['device']}; nothing was written:\n"
+        f"dry run on {states.hparams['device']}; no cache was written:\n"
         f"  {path}   {found['keys']:,} {states.unit}, {found['rows']:,} {states.row}\n"
         f"  to compute   {took}\n"
         f"  disk   {found['gigabytes']:,.2f} GB, {free:,.0f} GB are free{small}\n"

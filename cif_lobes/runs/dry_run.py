@@ -1,7 +1,6 @@
 """What a training would cost, from a few of its updates; nothing is kept of them."""
 
 import atexit
-import contextlib
 import datetime
 import json
 import os
@@ -15,7 +14,7 @@ import speechbrain as sb
 import torch
 
 from cif_lobes.data.validation import MEMORY
-from cif_lobes.storage.atomic_files import atomic_open
+from cif_lobes.storage.atomic_files import bring
 from cif_lobes.storage.record import peak_memory
 
 WARM_UP, MEASURED, VALIDATED = 2, 10, 3  # updates, updates, batches
@@ -55,25 +54,12 @@ def into_nowhere(settings, overrides):
             shutil.copytree(there, folders["manifest_folder"])
         # Called before the folder is removed: the last that is registered is the first.
         found = pathlib.Path(folders["manifest_folder"], MEMORY)
-        atexit.register(_keep, found, pathlib.Path(there).absolute() / MEMORY)
+        atexit.register(bring, found, pathlib.Path(there).absolute() / MEMORY)
     if isinstance(overrides, dict):
         return {**overrides, **folders}
     lines = (overrides or "").splitlines()
     kept = [line for line in lines if line.partition(":")[0] not in folders]
     return "\n".join(kept + [f"{k}: {json.dumps(v)}" for k, v in folders.items()])
-
-
-def _keep(found, kept):
-    """Bring what is known of recordings to its place, if it is new."""
-    if not found.exists():
-        return
-    data = found.read_bytes()
-    # Where nothing can be written, it is not remembered.
-    with contextlib.suppress(PermissionError):
-        if not kept.exists() or kept.read_bytes() != data:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_open(kept, "wb") as file:
-                file.write(data)
 
 
 def measure(brain, hparams, datasets, train_options, valid_options):

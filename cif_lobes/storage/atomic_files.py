@@ -112,6 +112,27 @@ def write_atomically(path, text):
         file.write(text)
 
 
+def bring(found, kept):
+    """Bring what was written elsewhere to its place, if it is there and new.
+
+    Where nothing can be written, it is forgotten: of use for what can be found again.
+
+    Arguments
+    ---------
+    found, kept : str
+        Files.
+    """
+    found, kept = pathlib.Path(found), pathlib.Path(kept)
+    if not found.exists():
+        return
+    data = found.read_bytes()
+    with contextlib.suppress(PermissionError):
+        if not kept.exists() or kept.read_bytes() != data:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_open(kept, "wb") as file:
+                file.write(data)
+
+
 @contextlib.contextmanager
 def atomic_folder(path):
     """A folder to fill that takes its name once the block is left.

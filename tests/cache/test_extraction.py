@@ -371,7 +371,7 @@ def test_a_dry_run_counts_and_writes_nothing(folder, capsys):
     extraction.run("build", str(folder / "extract.yaml"), dry, "")
     assert sorted(folder.rglob("*")) == before
     said = capsys.readouterr().out
-    assert "nothing was written" in said and "to compute   0:00:" in said
+    assert "no cache was written" in said and "to compute   0:00:" in said
     counts = re.search(r"bert.h5   (\d+) texts, ([\d,]+) tokens", said)
     run(folder)
     assert f"{counts[1]} distinct texts" in capsys.readouterr().out

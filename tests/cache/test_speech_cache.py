@@ -206,6 +206,17 @@ def test_a_dry_run_decodes_nothing_again(settings, cache, tmp_path, capsys):
     assert after == before
 
 
+def test_what_a_dry_run_decodes_is_remembered(settings, tmp_path, capsys):
+    new = settings | {"cache": str(tmp_path / "none" / "new.h5")}
+    capsys.readouterr()
+    estimate(SpeechStates, dict(new))
+    assert "files of" in capsys.readouterr().out
+    kept = sorted(path.name for path in (tmp_path / "none").iterdir())
+    assert kept == ["new.h5.audio.json", "new.h5.decoded.txt"]
+    estimate(SpeechStates, dict(new))
+    assert "decoded" not in capsys.readouterr().out
+
+
 def test_an_interrupted_build_goes_on(settings, cache, tmp_path, monkeypatch):
     again = {**settings, "cache": str(tmp_path / "again.h5")}
     forward, calls = WaveformEncoder.forward, []

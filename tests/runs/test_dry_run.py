@@ -6,7 +6,8 @@ import os
 import pytest
 from conftest import epochs, tiny_arguments, train
 
-from cif_lobes.runs.dry_run import _keep, _spread, into_nowhere
+from cif_lobes.runs.dry_run import _spread, into_nowhere
+from cif_lobes.storage.atomic_files import bring
 
 
 def seen(folder):
@@ -50,13 +51,13 @@ def test_mistakes_are_found(corpus, tmp_path):
 def test_what_was_decoded_is_kept(tmp_path):
     """Of the folder that is removed; a file that says the same is left as it is."""
     found, kept = tmp_path / "decoded.txt", tmp_path / "manifests/decoded.txt"
-    _keep(found, kept)
+    bring(found, kept)
     assert not kept.parent.exists()
     found.write_text("a.wav")
-    _keep(found, kept)
+    bring(found, kept)
     assert kept.read_text() == "a.wav"
     stamp = os.stat(kept).st_mtime_ns
-    _keep(found, kept)
+    bring(found, kept)
     assert os.stat(kept).st_mtime_ns == stamp
 
 
