@@ -9,7 +9,13 @@ from cif_lobes.data.batches import make_dataset
 from cif_lobes.nets.opened_llm import check_identity, identity_of, open_llm
 from cif_lobes.runs.ears import open_ears_cache
 from cif_lobes.runs.evaluation import score
-from cif_lobes.runs.stages import assemble, finish, fit, start
+from cif_lobes.runs.stages import (
+    assemble,
+    finish,
+    fit,
+    load_settings,
+    prepare_data,
+)
 from cif_lobes.settings.safe_yaml import build
 from cif_lobes.storage.atomic_files import write_atomically
 from cif_lobes.storage.checkpoints import SafeCheckpointer
@@ -26,8 +32,10 @@ def run(hparams_file, run_opts, overrides, prepare):
     dict
         Summary of each set but "train", by name.
     """
-    hparams, manifests = start(hparams_file, run_opts, overrides, prepare)
+    hparams = load_settings(hparams_file, run_opts, overrides)
+    # Before the data: what does not fit is said before hours of audio are decoded.
     brain = make_brain(hparams, run_opts)
+    manifests = prepare_data(hparams, prepare)
     # Checkpoints, if there are any, are loaded later.
     hparams["adapter"].start_like(brain.llm.embed.weight)
     run_on_main(keep_tokenizer, args=[hparams])

@@ -100,8 +100,13 @@ def start(hparams_file, run_opts, overrides, prepare):
         See `manifest_paths`.
     """
     hparams = load_settings(hparams_file, run_opts, overrides)
+    return hparams, prepare_data(hparams, prepare)
+
+
+def prepare_data(hparams, prepare):
+    """Write the manifests of a loaded yaml; returns them as `start` does."""
     run_on_main(_prepare_data, args=[hparams, prepare])
-    return hparams, manifest_paths(hparams)
+    return manifest_paths(hparams)
 
 
 def load_settings(hparams_file, run_opts, overrides):

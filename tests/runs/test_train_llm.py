@@ -157,4 +157,5 @@ def test_widths_that_do_not_fit(corpus, tmp_path, trained, llm):
     done = run(words, check=False)
     assert done.returncode == 1
     assert "llm_width is 16, that of the model is 32: --llm_width 32" in done.stderr
+    assert "rejected" not in done.stdout, "before any recording is decoded"
     assert not (tmp_path / "run").exists()
