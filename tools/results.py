@@ -167,6 +167,7 @@ IN_WORDS = {
     "swept": "chosen on dev",
     "error_unit": "unit",
     "ctc_weight_decode": "ranked by CTC x",
+    "num_checkpoints": "checkpoints averaged",
     "rescore_weight": "ranked by a language model x",
     "rescore=": "",
 }
