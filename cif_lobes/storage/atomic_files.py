@@ -126,7 +126,7 @@ def bring(found, kept):
     if not found.exists():
         return
     data = found.read_bytes()
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(OSError):
         if not kept.exists() or kept.read_bytes() != data:
             kept.parent.mkdir(parents=True, exist_ok=True)
             with atomic_open(kept, "wb") as file:
