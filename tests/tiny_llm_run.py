@@ -4,7 +4,8 @@ import torch
 from conftest import ROOT
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from cif_lobes.runs.speech_llm import make_brain
+from cif_lobes.nets.opened_llm import read_note
+from cif_lobes.runs.speech_llm import keep_identity, make_brain
 
 
 def make_llm_run(folder, recognizer, llm, corpus, **changes):
@@ -30,7 +31,11 @@ def make_llm_run(folder, recognizer, llm, corpus, **changes):
         text = resolve_references(file, settings).getvalue()
     folder.mkdir()
     (folder / "hyperparams.yaml").write_text(text, encoding="utf-8")
-    brain = make_brain(load_hyperpyyaml(text), {"device": "cpu"})
+    hparams = load_hyperpyyaml(text)
+    brain = make_brain(hparams, {"device": "cpu"})
+    # A start that is killed while data are prepared binds nobody to its language model.
+    assert not read_note(folder)
+    keep_identity(hparams)
     with torch.no_grad():
         for weight in brain.modules.parameters():
             weight.normal_()

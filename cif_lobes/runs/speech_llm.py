@@ -6,7 +6,12 @@ import pathlib
 from speechbrain.utils.distributed import run_on_main
 
 from cif_lobes.data.batches import make_dataset
-from cif_lobes.nets.opened_llm import check_identity, identity_of, open_llm
+from cif_lobes.nets.opened_llm import (
+    check_identity,
+    identity_of,
+    open_llm,
+    read_note,
+)
 from cif_lobes.runs.ears import open_ears_cache
 from cif_lobes.runs.evaluation import score
 from cif_lobes.runs.stages import (
@@ -39,6 +44,7 @@ def run(hparams_file, run_opts, overrides, prepare):
     # Checkpoints, if there are any, are loaded later.
     hparams["adapter"].start_like(brain.llm.embed.weight)
     run_on_main(keep_tokenizer, args=[hparams])
+    run_on_main(keep_identity, args=[hparams])
     datasets = make_datasets(hparams, manifests)
     fit(brain, hparams_file, hparams, datasets)
     tests = {n: d for n, d in datasets.items() if n != "train"}
@@ -66,6 +72,8 @@ def load_run(folder, overrides=None, run_opts=None):
 def make_brain(hparams, run_opts):
     """The Brain of a loaded yaml, with recogniser and language model beside it.
 
+    Adds `llm_identity` to the settings, for `keep_identity`.
+
     Raises
     ------
     ValueError
@@ -87,7 +95,10 @@ def make_brain(hparams, run_opts):
             raise ValueError(
                 f"{name} is {ours}, that of the model is {theirs}: --{name} {theirs}"
             )
-    run_on_main(keep_identity, args=[hparams, llm, lora, recognizer])
+    hparams["llm_identity"] = identity_of(llm, lora, recognizer.weights_hash)
+    folder = hparams["output_folder"]
+    if read_note(folder):
+        check_identity(folder, hparams["llm_identity"], hparams["llm"])
     return assemble(
         SpeechLLMBrain,
         hparams,
@@ -135,11 +146,7 @@ def how(hparams):
     return {name: hparams[setting] for name, setting in names.items()}
 
 
-def keep_identity(hparams, llm, lora, recognizer):
-    """Write down what the adapter is trained for, or see that it is still the same."""
-    folder = pathlib.Path(hparams["output_folder"])
-    now = identity_of(llm, lora, recognizer.weights_hash)
-    if (folder / LLM_NOTE).exists():
-        check_identity(folder, now, hparams["llm"])
-    else:
-        write_atomically(folder / LLM_NOTE, json.dumps(now, indent=1) + "\n")
+def keep_identity(hparams):
+    """Write down what the adapter is trained for, as its training begins."""
+    path = pathlib.Path(hparams["output_folder"]) / LLM_NOTE
+    write_atomically(path, json.dumps(hparams["llm_identity"], indent=1) + "\n")

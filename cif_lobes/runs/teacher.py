@@ -51,8 +51,8 @@ def meet_cached_teacher(hparams, cache):
 
     One of CIF vectors names the recogniser that they are of.
     """
-    names = (cache.attributes.get(name) for name in ("teacher", "recognizer"))
-    source = next((name for name in names if name), cache.path)
+    named = cache.attributes
+    source = named.get("teacher") or named.get("recognizer") or cache.path
     meet_teacher(hparams, source, cache.identity)
 
 

@@ -59,6 +59,7 @@ def test_what_was_decoded_is_kept(tmp_path):
     stamp = os.stat(kept).st_mtime_ns
     bring(found, kept)
     assert os.stat(kept).st_mtime_ns == stamp
+    bring(found, found / "no folder" / "decoded.txt")  # nothing can be written there
 
 
 def test_folders_are_others(tmp_path, monkeypatch):
